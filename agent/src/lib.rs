@@ -1,0 +1,20 @@
+//! The tidegate engine.
+//!
+//! Modules stand in ranks and name only lower ranks:
+//!
+//! | Rank | Module | Purpose |
+//! |---|---|---|
+//! | 0 | [`error`] | errors whose kind says what to do |
+//! | 1 | [`chunk`] | where chunks end, partition phase |
+//! | 2 | [`store`] | object storage behind one door: folder, S3, Azure, GCS, memory |
+//! | 2 | [`nbd`] | Network Block Device: client and server |
+//! | 2 | [`source`], [`target`] | disks to read and to write |
+
+pub mod chunk;
+pub mod error;
+pub mod nbd;
+pub mod source;
+pub mod store;
+pub mod target;
+
+pub use error::{Error, Kind, Result};

@@ -1,0 +1,29 @@
+//! Disks to read: what the way out takes its bytes from.
+
+use crate::error::Result;
+use std::ops::Range;
+
+/// A disk frozen at one moment. Shared by the reading threads, each of which opens its own reader.
+pub trait Source: Send + Sync {
+    /// Virtual size in bytes; any value, also zero and sizes that are no multiple of a sector.
+    fn size_bytes(&self) -> u64;
+
+    /// What the operator would recognise: the path, and the format where it is not raw.
+    fn describe(&self) -> String;
+
+    /// Opens a reader for one thread.
+    fn reader(&self) -> Result<Box<dyn SourceReader>>;
+}
+
+/// One thread's view of a [`Source`]. Blocking; never called on a runtime thread.
+pub trait SourceReader: Send {
+    /// The extents inside `range` that may hold data, sorted, disjoint, not empty, clipped to
+    /// `range`. What lies between them reads as zeros. May name data that turns out to be zero.
+    fn allocation(&mut self, range: Range<u64>) -> Result<Vec<Range<u64>>>;
+
+    /// Says that `range` will be read soon, front to back. A hint: it may do nothing.
+    fn prefetch(&mut self, range: Range<u64>);
+
+    /// Fills `buffer` from `offset`; the whole range lies inside the disk.
+    fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> Result<()>;
+}

@@ -1,0 +1,26 @@
+//! Disks to write: where the way back puts its bytes.
+
+use crate::error::Result;
+use std::ops::Range;
+
+/// A disk being written. Shared by the writing threads; blocking, never called on a runtime thread.
+pub trait Target: Send + Sync {
+    /// What the operator would recognise.
+    fn describe(&self) -> String;
+
+    /// True where every byte not yet written is known to read as zero (a new sparse file).
+    fn reads_zero(&self) -> bool;
+
+    /// Fills `buffer` with what the target holds at `offset`.
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()>;
+
+    /// Writes `bytes` at `offset`.
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()>;
+
+    /// Makes `range` read as zeros, by a hole where the target can.
+    fn write_zeros(&self, range: Range<u64>) -> Result<()>;
+
+    /// Makes everything durable and gives the target its final name. Until then a new target is
+    /// recognisable as unfinished.
+    fn finish(self: Box<Self>) -> Result<()>;
+}
