@@ -5,14 +5,18 @@
 //! | Rank | Module | Purpose |
 //! |---|---|---|
 //! | 0 | [`error`] | errors whose kind says what to do |
+//! | 0 | [`format`] | image formats, and how they are told apart |
+//! | 1 | `sparse`, `qemu` | holes in files; QEMU's tools as child processes |
 //! | 1 | [`chunk`] | where chunks end, partition phase |
 //! | 2 | [`store`] | object storage behind one door: folder, S3, Azure, GCS, memory |
-//! | 2 | [`nbd`] | Network Block Device: client and server |
+//! | 1 | [`nbd`] | Network Block Device: client and server |
 //! | 2 | [`source`], [`target`] | disks to read and to write |
 
 pub mod chunk;
 pub mod error;
+pub mod format;
 pub mod nbd;
+mod qemu;
 pub mod source;
 mod sparse;
 pub mod store;

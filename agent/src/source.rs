@@ -1,7 +1,11 @@
 //! Disks to read: what the way out takes its bytes from.
 
+mod nbd;
+mod open;
 mod raw;
 
+pub use nbd::{AHEAD_BYTES_MAX, NbdSource};
+pub use open::{OpenSettings, open_source};
 pub use raw::RawSource;
 
 use crate::error::Result;

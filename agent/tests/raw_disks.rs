@@ -2,57 +2,16 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
-use std::fs::{self, File};
+mod disks;
+
+use disks::{MIB, pattern, read_whole, sparse_file};
+use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use tempfile::TempDir;
 use tidegate_agent::Kind;
 use tidegate_agent::source::{RawSource, Source};
 use tidegate_agent::target::{create_file, open_in_place, partial_path, resume_partial};
-
-const MIB: u64 = 1 << 20;
-
-/// Bytes that differ everywhere, so that a misplaced block is noticed.
-fn pattern(offset: u64, length: usize) -> Vec<u8> {
-    let mut state = offset ^ 0x9e37_79b9_7f4a_7c15;
-    (0..length)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state.to_le_bytes()[3]
-        })
-        .collect()
-}
-
-fn sparse_file(path: &Path, size: u64) -> File {
-    let file = File::options()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .open(path)
-        .unwrap();
-    file.set_len(size).unwrap();
-    file
-}
-
-fn read_by_allocation(source: &dyn Source) -> Vec<u8> {
-    let mut reader = source.reader().unwrap();
-    let size = source.size_bytes();
-    let mut disk = vec![0; usize::try_from(size).unwrap()];
-    let mut last_end = 0;
-    for extent in reader.allocation(0..size).unwrap() {
-        assert!(extent.start < extent.end && extent.end <= size && extent.start >= last_end);
-        last_end = extent.end;
-        reader.prefetch(extent.clone());
-        let (start, end) = (
-            usize::try_from(extent.start).unwrap(),
-            usize::try_from(extent.end).unwrap(),
-        );
-        reader.read_at(extent.start, &mut disk[start..end]).unwrap();
-    }
-    disk
-}
 
 /// Empty; below, at and above a sector, a block and a span.
 #[test]
@@ -79,7 +38,7 @@ fn odd_sizes_read_as_they_are() {
         let source = RawSource::open(&path).unwrap();
         assert_eq!(source.size_bytes(), size);
         assert!(
-            read_by_allocation(&source) == fs::read(&path).unwrap(),
+            read_whole(&source) == fs::read(&path).unwrap(),
             "size {size}"
         );
     }
@@ -296,7 +255,7 @@ fn a_block_device_is_written_in_place() {
     let path = device.path();
     let source = RawSource::open(path).unwrap();
     assert_eq!(source.size_bytes(), size);
-    assert!(read_by_allocation(&source) == fs::read(&image).unwrap());
+    assert!(read_whole(&source) == fs::read(&image).unwrap());
     assert_eq!(
         open_in_place(path, size + 1).err().unwrap().kind(),
         Kind::NoSpace
@@ -313,7 +272,7 @@ fn a_block_device_is_written_in_place() {
     let end = expected.len() - 1000;
     expected[1000..end].fill(0);
     expected[4096 * 3 + 1..][..3].copy_from_slice(b"new");
-    assert!(read_by_allocation(&source) == expected);
+    assert!(read_whole(&source) == expected);
 }
 
 struct LoopDevice(String);

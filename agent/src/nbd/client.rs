@@ -1,0 +1,547 @@
+//! The blocking client: one connection for one thread.
+//!
+//! Not a pool: a reader that wants parallel requests starts several on one connection and finishes
+//! them in any order; parallel threads have a connection each. The invariants: a buffer is handed
+//! back only when the server has covered every byte of it exactly once; after the first violation of
+//! the protocol the connection is dead.
+
+mod coverage;
+mod negotiate;
+
+use super::wire::{self, ReplyHead, Request, WireError, chunk, command, errno};
+use crate::error::{Error, Kind, Result};
+use coverage::Coverage;
+use std::collections::HashMap;
+use std::io::{self, BufReader, Read, Write};
+use std::ops::Range;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+/// A server that says nothing for so long while it owes us something is taken for dead.
+const SILENCE_MAX: Duration = Duration::from_secs(120);
+/// The same during the negotiation, which costs a server nothing.
+const NEGOTIATION_SILENCE_MAX: Duration = Duration::from_secs(15);
+/// Enough for every head. Payloads that are larger go past this buffer into their own.
+const HEAD_BUFFER_BYTES: usize = 256;
+/// The longest range asked about in one block status request.
+const STATUS_RANGE_BYTES_MAX: u64 = 1 << 30;
+
+/// The most requests in flight: small enough that writing a request never waits for the server to
+/// read it while the server waits for us to read its replies.
+const IN_FLIGHT_MAX: usize = 64;
+/// The most bytes in flight, also counting reads that were given up.
+const IN_FLIGHT_BYTES_MAX: usize = 64 << 20;
+
+/// A connection to one export.
+#[derive(Debug)]
+pub struct Client {
+    stream: BufReader<UnixStream>,
+    /// For messages: the disk that the operator would recognise.
+    name: String,
+    export: ExportFacts,
+    next_cookie: u64,
+    waiting: HashMap<u64, Waiting>,
+    in_flight: usize,
+    in_flight_bytes: usize,
+    dead: bool,
+}
+
+/// What the server said of its export.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct ExportFacts {
+    size_bytes: u64,
+    /// Offsets and lengths of requests are multiples of it; a power of two.
+    block_bytes: u32,
+    /// The largest read; a multiple of `block_bytes`.
+    read_bytes_max: u32,
+    /// The id of `base:allocation`, where the server has it.
+    allocation_context: Option<u32>,
+}
+
+/// A read that was started and not yet finished. Belongs to the client that started it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Pending(u64);
+
+#[derive(Debug)]
+struct Waiting {
+    kind: WaitingKind,
+    refusal: Option<Refusal>,
+    done: bool,
+    /// Nobody will ask for the answer any more.
+    forgotten: bool,
+}
+
+#[derive(Debug)]
+enum WaitingKind {
+    Read {
+        offset: u64,
+        buffer: Vec<u8>,
+        coverage: Coverage,
+    },
+    Status {
+        extents: Vec<(u32, u32)>,
+    },
+}
+
+/// An error that the server answered, which leaves the connection alive.
+#[derive(Debug)]
+struct Refusal {
+    error: u32,
+    text: String,
+}
+
+/// Why a connection died.
+#[derive(Debug, thiserror::Error)]
+enum Violation {
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error("it answered a request that nobody made")]
+    Cookie,
+    #[error("it answered with a chunk of kind {0} and {1} bytes, which does not fit the request")]
+    Chunk(u16, u32),
+    #[error("its answer does not cover what was asked exactly once")]
+    Coverage,
+    #[error("its answer names no extent, or an empty one")]
+    EmptyExtent,
+    #[error("{0}")]
+    Negotiation(String),
+}
+
+impl Client {
+    /// Connects to the export `export` (often the empty name) behind the unix socket `socket`.
+    /// `name` stands in messages for the disk.
+    ///
+    /// # Errors
+    /// [`Kind::Missing`] when there is no socket or no such export, [`Kind::Unavailable`] when the
+    /// server is silent or does not keep to the protocol.
+    pub fn connect(socket: &Path, export: &str, name: &str) -> Result<Self> {
+        let stream = UnixStream::connect(socket).map_err(|error| {
+            Error::io(
+                format!("cannot connect to {} for {name}", socket.display()),
+                error,
+            )
+        })?;
+        Self::negotiate(stream, export, name)
+    }
+
+    /// The same on a connected socket.
+    pub fn negotiate(stream: UnixStream, export: &str, name: &str) -> Result<Self> {
+        let refuse = |violation| refuse(name, violation);
+        stream
+            .set_read_timeout(Some(NEGOTIATION_SILENCE_MAX))
+            .and_then(|()| stream.set_write_timeout(Some(NEGOTIATION_SILENCE_MAX)))
+            .map_err(|error| refuse(error.into()))?;
+        let mut stream = BufReader::with_capacity(HEAD_BUFFER_BYTES, stream);
+        let export = negotiate::negotiate(&mut stream, export).map_err(refuse)?;
+        let socket = stream.get_ref();
+        socket
+            .set_read_timeout(Some(SILENCE_MAX))
+            .and_then(|()| socket.set_write_timeout(Some(SILENCE_MAX)))
+            .map_err(|error| refuse(error.into()))?;
+        Ok(Self {
+            stream,
+            name: name.to_owned(),
+            export,
+            next_cookie: 0,
+            waiting: HashMap::new(),
+            in_flight: 0,
+            in_flight_bytes: 0,
+            dead: false,
+        })
+    }
+
+    /// The size of the export, in bytes.
+    pub fn size_bytes(&self) -> u64 {
+        self.export.size_bytes
+    }
+
+    /// The largest read that the server takes, in bytes.
+    pub fn read_bytes_max(&self) -> u32 {
+        self.export.read_bytes_max
+    }
+
+    /// `range` widened to what the server's block size allows to ask for.
+    pub fn aligned(&self, range: Range<u64>) -> Range<u64> {
+        let block = u64::from(self.export.block_bytes);
+        let size = self.export.size_bytes;
+        let end = range.end.checked_next_multiple_of(block).unwrap_or(size);
+        range.start - range.start % block..end.min(size)
+    }
+
+    /// Starts to read at `offset`, as much as `buffer` is long. Offset and length are aligned (see
+    /// [`Self::aligned`]) and the length is at most [`Self::read_bytes_max`].
+    pub fn start_read(&mut self, offset: u64, buffer: Vec<u8>) -> Result<Pending> {
+        let length = u32::try_from(buffer.len()).unwrap_or(u32::MAX);
+        let end = offset.checked_add(length.into());
+        if length > self.export.read_bytes_max || end.is_none_or(|end| end > self.size_bytes()) {
+            return Err(Error::new(
+                Kind::Bug,
+                format!(
+                    "a read of {length} bytes at {offset} does not fit {}",
+                    self.name
+                ),
+            ));
+        }
+        let coverage = Coverage::of(length);
+        let kind = WaitingKind::Read {
+            offset,
+            buffer,
+            coverage,
+        };
+        self.start(command::READ, offset, length, kind).map(Pending)
+    }
+
+    /// Waits for a read and hands its buffer back, filled.
+    ///
+    /// # Errors
+    /// [`Kind::BadInput`] when the server cannot read that range of the disk.
+    pub fn finish_read(&mut self, pending: Pending) -> Result<Vec<u8>> {
+        match self.finish(pending.0)? {
+            WaitingKind::Read { buffer, .. } => Ok(buffer),
+            WaitingKind::Status { .. } => Err(self.die(Violation::Cookie)),
+        }
+    }
+
+    /// Gives a started read up. Its answer is dropped when it comes.
+    pub fn forget_read(&mut self, pending: &Pending) {
+        if let Some(waiting) = self.waiting.get_mut(&pending.0) {
+            waiting.forgotten = true;
+            if waiting.done {
+                self.waiting.remove(&pending.0);
+            }
+        }
+    }
+
+    /// The extents inside `range` that may hold data: sorted, disjoint, clipped, neighbours merged.
+    /// Without `base:allocation` at the server, all of `range`.
+    pub fn allocation(&mut self, range: Range<u64>) -> Result<Vec<Range<u64>>> {
+        let mut data: Vec<Range<u64>> = Vec::new();
+        let range = range.start..range.end.min(self.size_bytes());
+        if range.is_empty() {
+            return Ok(data);
+        }
+        if self.export.allocation_context.is_none() {
+            data.push(range);
+            return Ok(data);
+        }
+        let aligned = self.aligned(range.clone());
+        let mut at = aligned.start;
+        while at < aligned.end {
+            let ask_bytes = (aligned.end - at).min(STATUS_RANGE_BYTES_MAX);
+            let length = u32::try_from(ask_bytes).unwrap_or(u32::MAX);
+            let kind = WaitingKind::Status {
+                extents: Vec::new(),
+            };
+            let cookie = self.start(command::BLOCK_STATUS, at, length, kind)?;
+            let WaitingKind::Status { extents } = self.finish(cookie)? else {
+                return Err(self.die(Violation::Cookie));
+            };
+            if extents.is_empty() || extents.iter().any(|&(length, _)| length == 0) {
+                return Err(self.die(Violation::EmptyExtent));
+            }
+            for (length, state) in extents {
+                let extent = at.max(range.start)..at.saturating_add(length.into()).min(range.end);
+                at = at.saturating_add(length.into());
+                // A hole that does not promise zeros may read as anything.
+                if state & wire::STATE_ZERO != 0 || extent.is_empty() {
+                    continue;
+                }
+                match data.last_mut() {
+                    Some(last) if last.end == extent.start => last.end = extent.end,
+                    _ => data.push(extent),
+                }
+            }
+        }
+        Ok(data)
+    }
+
+    fn start(&mut self, kind: u16, offset: u64, length: u32, waiting: WaitingKind) -> Result<u64> {
+        self.ensure_alive()?;
+        let bytes = waiting.bytes();
+        while self.in_flight > 0
+            && (self.in_flight >= IN_FLIGHT_MAX
+                || self.in_flight_bytes + bytes > IN_FLIGHT_BYTES_MAX)
+        {
+            self.receive().map_err(|violation| self.die(violation))?;
+        }
+        let cookie = self.next_cookie;
+        self.next_cookie += 1;
+        let request = Request {
+            flags: 0,
+            kind,
+            cookie,
+            offset,
+            length,
+        };
+        self.stream
+            .get_mut()
+            .write_all(&request.encode())
+            .map_err(|error| self.die(error.into()))?;
+        self.in_flight += 1;
+        self.in_flight_bytes += bytes;
+        self.waiting.insert(
+            cookie,
+            Waiting {
+                kind: waiting,
+                refusal: None,
+                done: false,
+                forgotten: false,
+            },
+        );
+        Ok(cookie)
+    }
+
+    fn finish(&mut self, cookie: u64) -> Result<WaitingKind> {
+        loop {
+            match self.waiting.get(&cookie) {
+                None => return Err(self.die(Violation::Cookie)),
+                Some(waiting) if waiting.done => break,
+                Some(_) => {
+                    self.ensure_alive()?;
+                    self.receive().map_err(|violation| self.die(violation))?;
+                }
+            }
+        }
+        let Some(waiting) = self.waiting.remove(&cookie) else {
+            return Err(self.die(Violation::Cookie));
+        };
+        match waiting.refusal {
+            None => Ok(waiting.kind),
+            Some(refusal) => Err(self.refused(&waiting.kind, &refusal)),
+        }
+    }
+
+    /// Receives one reply, or one chunk of one.
+    fn receive(&mut self) -> Result<(), Violation> {
+        let mut head = [0; ReplyHead::CHUNK_BYTES];
+        let stream = &mut self.stream;
+        stream.read_exact(&mut head[..ReplyHead::SIMPLE_BYTES])?;
+        let magic = [head[0], head[1], head[2], head[3]];
+        let head_bytes = ReplyHead::bytes(magic)?;
+        stream.read_exact(&mut head[ReplyHead::SIMPLE_BYTES..head_bytes])?;
+        match ReplyHead::decode(&head[..head_bytes])? {
+            ReplyHead::Simple { error, cookie } => {
+                let waiting = find(&mut self.waiting, cookie)?;
+                match &mut waiting.kind {
+                    _ if error != 0 => waiting.refuse(error, String::new()),
+                    WaitingKind::Read {
+                        buffer, coverage, ..
+                    } => {
+                        stream.read_exact(buffer)?;
+                        coverage.add(0, u32::try_from(buffer.len()).unwrap_or(u32::MAX))?;
+                    }
+                    WaitingKind::Status { .. } => return Err(Violation::Chunk(chunk::NONE, 0)),
+                }
+                self.complete(cookie)
+            }
+            ReplyHead::Chunk {
+                flags,
+                kind,
+                cookie,
+                length,
+            } => {
+                let waiting = find(&mut self.waiting, cookie)?;
+                let context = self.export.allocation_context;
+                receive_chunk(stream, waiting, context, kind, length)?;
+                if flags & chunk::FLAG_DONE != 0 {
+                    self.complete(cookie)?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Checks that an answer has said everything that it must.
+    fn complete(&mut self, cookie: u64) -> Result<(), Violation> {
+        let waiting = find(&mut self.waiting, cookie)?;
+        if let WaitingKind::Read { coverage, .. } = &waiting.kind
+            && waiting.refusal.is_none()
+            && !coverage.is_complete()
+        {
+            return Err(Violation::Coverage);
+        }
+        waiting.done = true;
+        self.in_flight -= 1;
+        self.in_flight_bytes -= waiting.kind.bytes();
+        if waiting.forgotten {
+            self.waiting.remove(&cookie);
+        }
+        Ok(())
+    }
+
+    fn ensure_alive(&self) -> Result<()> {
+        if self.dead {
+            return Err(Error::new(
+                Kind::Unavailable,
+                format!("the server of {} failed earlier", self.name),
+            ));
+        }
+        Ok(())
+    }
+
+    fn die(&mut self, violation: Violation) -> Error {
+        self.dead = true;
+        refuse(&self.name, violation)
+    }
+
+    fn refused(&self, what: &WaitingKind, refusal: &Refusal) -> Error {
+        let what = match what {
+            WaitingKind::Read { offset, buffer, .. } => {
+                format!("read {} bytes at offset {offset}", buffer.len())
+            }
+            WaitingKind::Status { .. } => "map".to_owned(),
+        };
+        let kind = match refusal.error {
+            errno::EPERM => Kind::Denied,
+            errno::ENOTSUP => Kind::Unsupported,
+            errno::ESHUTDOWN => Kind::Unavailable,
+            _ => Kind::BadInput,
+        };
+        let cause = io::Error::from_raw_os_error(refusal.error.cast_signed());
+        let text = match refusal.text.as_str() {
+            "" => String::new(),
+            text => format!(" ({})", text.escape_debug()),
+        };
+        Error::new(kind, format!("cannot {what} of {}{text}", self.name)).caused_by(cause)
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        let good_bye = Request {
+            flags: 0,
+            kind: command::DISCONNECT,
+            cookie: self.next_cookie,
+            offset: 0,
+            length: 0,
+        };
+        // A courtesy: the server notices the closed socket as well.
+        if !self.dead {
+            let _ = self.stream.get_mut().write_all(&good_bye.encode());
+        }
+    }
+}
+
+impl WaitingKind {
+    /// What is held for the answer.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Read { buffer, .. } => buffer.len(),
+            Self::Status { .. } => 0,
+        }
+    }
+}
+
+impl Waiting {
+    fn refuse(&mut self, error: u32, text: String) {
+        self.refusal.get_or_insert(Refusal { error, text });
+    }
+}
+
+fn find(waiting: &mut HashMap<u64, Waiting>, cookie: u64) -> Result<&mut Waiting, Violation> {
+    match waiting.get_mut(&cookie) {
+        Some(waiting) if !waiting.done => Ok(waiting),
+        _ => Err(Violation::Cookie),
+    }
+}
+
+fn receive_chunk(
+    stream: &mut BufReader<UnixStream>,
+    waiting: &mut Waiting,
+    context: Option<u32>,
+    kind: u16,
+    length: u32,
+) -> Result<(), Violation> {
+    match (kind, &mut waiting.kind) {
+        (chunk::NONE, _) if length == 0 => Ok(()),
+        (
+            chunk::OFFSET_DATA,
+            WaitingKind::Read {
+                offset,
+                buffer,
+                coverage,
+            },
+        ) => {
+            let at = read_u64(stream)?;
+            let count = length
+                .checked_sub(8)
+                .ok_or(Violation::Chunk(kind, length))?;
+            let place = place_in(buffer, *offset, at, count).ok_or(Violation::Coverage)?;
+            coverage.add(place.start, count)?;
+            stream.read_exact(&mut buffer[place.start as usize..place.end as usize])?;
+            Ok(())
+        }
+        (
+            chunk::OFFSET_HOLE,
+            WaitingKind::Read {
+                offset,
+                buffer,
+                coverage,
+            },
+        ) if length == 12 => {
+            let at = read_u64(stream)?;
+            let count = read_u32(stream)?;
+            let place = place_in(buffer, *offset, at, count).ok_or(Violation::Coverage)?;
+            coverage.add(place.start, count)?;
+            buffer[place.start as usize..place.end as usize].fill(0);
+            Ok(())
+        }
+        (chunk::BLOCK_STATUS, WaitingKind::Status { extents })
+            if length <= wire::STATUS_BYTES_MAX =>
+        {
+            let payload = read_payload(stream, length)?;
+            let (id, said) = wire::decode_status(&payload)?;
+            if Some(id) != context || !extents.is_empty() {
+                return Err(Violation::Chunk(kind, length));
+            }
+            *extents = said;
+            Ok(())
+        }
+        (kind, _) if kind & chunk::ERROR_BIT != 0 && length <= wire::ERROR_BYTES_MAX => {
+            let payload = read_payload(stream, length)?;
+            let (error, text) = wire::decode_error(&payload)?;
+            waiting.refuse(error, text);
+            Ok(())
+        }
+        _ => Err(Violation::Chunk(kind, length)),
+    }
+}
+
+/// Where `count` bytes at `at` of the disk belong in a buffer that begins at `offset`.
+fn place_in(buffer: &[u8], offset: u64, at: u64, count: u32) -> Option<Range<u32>> {
+    let start = u32::try_from(at.checked_sub(offset)?).ok()?;
+    let end = start.checked_add(count)?;
+    (count > 0 && end as usize <= buffer.len()).then_some(start..end)
+}
+
+fn read_payload(stream: &mut impl Read, length: u32) -> Result<Vec<u8>, Violation> {
+    let mut payload = vec![0; length as usize];
+    stream.read_exact(&mut payload)?;
+    Ok(payload)
+}
+
+fn read_u32(stream: &mut impl Read) -> Result<u32, Violation> {
+    let mut bytes = [0; 4];
+    stream.read_exact(&mut bytes)?;
+    Ok(u32::from_be_bytes(bytes))
+}
+
+fn read_u64(stream: &mut impl Read) -> Result<u64, Violation> {
+    let mut bytes = [0; 8];
+    stream.read_exact(&mut bytes)?;
+    Ok(u64::from_be_bytes(bytes))
+}
+
+fn refuse(name: &str, violation: Violation) -> Error {
+    let silent = matches!(&violation, Violation::Io(error)
+        if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut));
+    let what = if silent {
+        format!("the server of {name} does not answer")
+    } else {
+        format!("the server of {name} broke off or does not keep to the NBD protocol")
+    };
+    Error::new(Kind::Unavailable, what).caused_by(violation)
+}

@@ -1,0 +1,160 @@
+//! The files that a VMDK names as its extents.
+//!
+//! Not a reader of VMDK images: it finds the lines of a descriptor that QEMU would take for extents,
+//! and rather one line more than one less. The invariant: after [`check_extents`], every extent is a
+//! plain file name beside the descriptor, in reach, and so are the extents of extents.
+
+use super::graph::Reach;
+use super::{open_disk, read_up_to};
+use crate::error::{Error, Kind, Result};
+use std::fs::File;
+use std::path::Path;
+
+/// As much of a descriptor as QEMU reads.
+const DESCRIPTOR_BYTES_MAX: usize = 1 << 20;
+/// Where a sparse extent's header says at which sector its embedded descriptor begins.
+const DESCRIPTOR_SECTOR_AT: usize = 28;
+/// How deep extents may hold descriptors of their own. VMware never does that.
+const DEPTH_MAX: usize = 4;
+
+/// Checks all extents of the VMDK at `path`, a descriptor file or a sparse extent.
+pub(super) fn check_extents(path: &Path, reach: &Reach) -> Result<()> {
+    check(path, reach, DEPTH_MAX)
+}
+
+fn check(path: &Path, reach: &Reach, depth: usize) -> Result<()> {
+    let file = open_disk(path)?;
+    let descriptor = descriptor(&file)
+        .map_err(|error| Error::io(format!("cannot read {}", path.display()), error))?;
+    for name in extent_names(&descriptor) {
+        let plain = std::str::from_utf8(name).ok().filter(|name| {
+            !name.is_empty() && !name.contains(['/', ':', '\0']) && *name != "." && *name != ".."
+        });
+        let Some(plain) = plain else {
+            return Err(Error::new(
+                Kind::Denied,
+                format!(
+                    "{} names the extent {:?}, which is no plain file name",
+                    path.display(),
+                    String::from_utf8_lossy(name)
+                ),
+            )
+            .advise("put the extents beside the descriptor and name them without a folder"));
+        };
+        let extent = reach.check(&path.with_file_name(plain), path)?;
+        // An embedded descriptor names the very file that it stands in.
+        if extent == path {
+            continue;
+        }
+        if depth == 0 {
+            return Err(Error::new(
+                Kind::BadInput,
+                format!("{} has extents within extents", path.display()),
+            ));
+        }
+        check(&extent, reach, depth - 1)?;
+    }
+    Ok(())
+}
+
+/// The text that QEMU could take for this file's descriptor: empty for a flat extent.
+fn descriptor(file: &File) -> std::io::Result<Vec<u8>> {
+    let head = read_up_to(file, 0, 512)?;
+    if !head.starts_with(b"KDMV") {
+        return read_up_to(file, 0, DESCRIPTOR_BYTES_MAX);
+    }
+    let sector = head
+        .get(DESCRIPTOR_SECTOR_AT..)
+        .and_then(<[u8]>::first_chunk)
+        .map_or(0, |bytes| u64::from_le_bytes(*bytes));
+    match sector.checked_mul(512) {
+        Some(0) | None => Ok(Vec::new()),
+        // Past any file's end: nothing there.
+        Some(offset) if offset > i64::MAX as u64 - DESCRIPTOR_BYTES_MAX as u64 => Ok(Vec::new()),
+        Some(offset) => read_up_to(file, offset, DESCRIPTOR_BYTES_MAX),
+    }
+}
+
+/// The names in lines such as `RW 4192256 SPARSE "disk-s001.vmdk"`.
+fn extent_names(descriptor: &[u8]) -> impl Iterator<Item = &[u8]> {
+    descriptor.split(|&byte| byte == b'\n').filter_map(|line| {
+        let mut words = line
+            .split(|byte| byte.is_ascii_whitespace() || *byte == 0x0b)
+            .filter(|word| !word.is_empty());
+        if words.next() != Some(b"RW") {
+            return None;
+        }
+        let quote = line.iter().position(|&byte| byte == b'"')?;
+        let name = &line[quote + 1..];
+        let end = name
+            .iter()
+            .position(|&byte| byte == b'"' || byte == b'\r')
+            .unwrap_or(name.len());
+        Some(&name[..end])
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+    use proptest::prelude::*;
+    use tempfile::TempDir;
+
+    #[test]
+    fn extents_are_found_in_descriptors() {
+        let text = b"# Disk DescriptorFile\nversion=1\nRW 4192256 SPARSE \"a b-s001.vmdk\"\n\
+                     \x0b\tRW 1 FLAT \"flat.vmdk\" 0\r\nRDONLY 1 ZERO\nddb.x = \"y\"\nRW 1 FLAT \"cut";
+        let names: Vec<_> = extent_names(text).collect();
+        assert_eq!(names, [b"a b-s001.vmdk".as_slice(), b"flat.vmdk", b"cut"]);
+    }
+
+    #[test]
+    fn extents_elsewhere_are_refused() {
+        let folder = TempDir::new().unwrap();
+        let image = folder.path().join("a.vmdk");
+        for (name, kind) in [
+            ("/etc/shadow", Kind::Denied),
+            ("../x", Kind::Denied),
+            ("nbd:unix:x", Kind::Denied),
+            ("json:{}", Kind::Denied),
+            ("", Kind::Denied),
+            ("link", Kind::Denied),
+            ("missing", Kind::Missing),
+            ("folder", Kind::BadInput),
+        ] {
+            std::fs::write(&image, format!("version=1\nRW 8 FLAT \"{name}\" 0\n")).unwrap();
+            let _ = std::os::unix::fs::symlink("/etc/passwd", folder.path().join("link"));
+            let _ = std::fs::create_dir(folder.path().join("folder"));
+            let reach = Reach::new(&image, &[]).unwrap();
+            assert_eq!(
+                check_extents(&image, &reach).unwrap_err().kind(),
+                kind,
+                "{name}"
+            );
+        }
+        // An extent that is a descriptor again, of itself.
+        std::fs::write(folder.path().join("b"), "RW 8 SPARSE \"c\"\n").unwrap();
+        std::fs::write(folder.path().join("c"), "RW 8 SPARSE \"b\"\n").unwrap();
+        std::fs::write(&image, "version=1\nRW 8 SPARSE \"b\"\n").unwrap();
+        let reach = Reach::new(&image, &[]).unwrap();
+        assert_eq!(
+            check_extents(&image, &reach).unwrap_err().kind(),
+            Kind::BadInput
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_do_not_panic(
+            bytes in proptest::collection::vec(any::<u8>(), 0..600), sparse: bool,
+        ) {
+            let folder = TempDir::new().unwrap();
+            let image = folder.path().join("a.vmdk");
+            let magic: &[u8] = if sparse { b"KDMV" } else { b"RW \"" };
+            std::fs::write(&image, [magic, &bytes].concat()).unwrap();
+            let _ = check_extents(&image, &Reach::new(&image, &[]).unwrap());
+        }
+    }
+}
