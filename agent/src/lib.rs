@@ -14,6 +14,7 @@ pub mod chunk;
 pub mod error;
 pub mod nbd;
 pub mod source;
+mod sparse;
 pub mod store;
 pub mod target;
 

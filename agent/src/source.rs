@@ -1,5 +1,9 @@
 //! Disks to read: what the way out takes its bytes from.
 
+mod raw;
+
+pub use raw::RawSource;
+
 use crate::error::Result;
 use std::ops::Range;
 

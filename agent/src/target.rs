@@ -1,5 +1,11 @@
 //! Disks to write: where the way back puts its bytes.
 
+mod device;
+mod file;
+
+pub use device::open_in_place;
+pub use file::{PARTIAL_SUFFIX, create_file, partial_path, resume_partial};
+
 use crate::error::Result;
 use std::ops::Range;
 
@@ -13,6 +19,10 @@ pub trait Target: Send + Sync {
 
     /// Fills `buffer` with what the target holds at `offset`.
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()>;
+
+    /// The extents inside `range` that may hold something else than zeros: sorted, disjoint, not
+    /// empty, clipped to `range`. Lets a restore that compares skip the holes of a sparse target.
+    fn allocation(&self, range: Range<u64>) -> Result<Vec<Range<u64>>>;
 
     /// Writes `bytes` at `offset`.
     fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()>;
