@@ -367,6 +367,14 @@ impl Listing {
                         self.counters.lists.fetch_add(1, Relaxed);
                     }
                     self.patience = None;
+                    // Azure's "start from" is inclusive, and servers may not know it at all.
+                    if self
+                        .after
+                        .as_ref()
+                        .is_some_and(|after| meta.location <= *after)
+                    {
+                        continue;
+                    }
                     self.after = Some(meta.location.clone());
                     return Ok(Some(meta));
                 }
