@@ -21,5 +21,7 @@ pub mod source;
 mod sparse;
 pub mod store;
 pub mod target;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use error::{Error, Kind, Result};

@@ -1,0 +1,170 @@
+//! Clients for the clouds, made from the environment.
+//!
+//! S3 and Azure are tested against real servers; **GCS is built the same way and has not been run
+//! against one.** The libraries' own retries and time-outs are off: [`super::attempt`] decides.
+
+use super::answer::AnsweringConnector;
+use super::aws_profile::Profile;
+use super::folder::Folder;
+use super::location::{Cloud, Location};
+use super::{Backend, Environment, StoreSettings};
+use crate::error::{Error, Kind, Result};
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
+use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
+use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
+use object_store::path::Path;
+use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
+use std::sync::Arc;
+use std::time::Duration;
+
+type Connected = (Arc<dyn ObjectStore>, Path, Backend);
+
+pub(super) fn connect(
+    location: &Location,
+    settings: &StoreSettings,
+    environment: &Environment,
+) -> Result<Connected> {
+    let (cloud, bucket, prefix) = match location {
+        Location::Folder(root) => {
+            let folder = Folder::open(root)?;
+            return Ok((Arc::new(folder), Path::default(), Backend::Folder));
+        }
+        Location::Cloud {
+            cloud,
+            bucket,
+            prefix,
+        } => (cloud, bucket, prefix),
+    };
+    let (inner, backend) = match cloud {
+        Cloud::S3 => (s3(bucket, settings, environment)?, Backend::S3),
+        Cloud::Azure => (azure(bucket, settings, environment)?, Backend::Azure),
+        Cloud::Gcs => (gcs(bucket, settings, environment)?, Backend::Gcs),
+    };
+    let prefix = Path::parse(prefix).map_err(|cause| {
+        Error::new(Kind::Config, format!("{location} has no valid prefix")).caused_by(cause)
+    })?;
+    Ok((inner, prefix, backend))
+}
+
+fn s3(
+    bucket: &str,
+    settings: &StoreSettings,
+    environment: &Environment,
+) -> Result<Arc<dyn ObjectStore>> {
+    let mut builder = AmazonS3Builder::new();
+    for (name, value) in environment.starting_with("AWS_") {
+        if let Ok(key) = name.to_ascii_lowercase().parse::<AmazonS3ConfigKey>() {
+            builder = builder.with_config(key, value);
+        }
+    }
+    // The profile fills in what the environment leaves open.
+    if environment.get("AWS_ACCESS_KEY_ID").is_none() {
+        let profile = Profile::read(environment)?;
+        for (name, key) in [
+            ("aws_access_key_id", AmazonS3ConfigKey::AccessKeyId),
+            ("aws_secret_access_key", AmazonS3ConfigKey::SecretAccessKey),
+            ("aws_session_token", AmazonS3ConfigKey::Token),
+            ("region", AmazonS3ConfigKey::Region),
+            ("endpoint_url", AmazonS3ConfigKey::Endpoint),
+        ] {
+            if let (Some(value), None) = (profile.get(name), builder.get_config_value(&key)) {
+                builder = builder.with_config(key, value);
+            }
+        }
+    }
+    let endpoint = builder
+        .get_config_value(&AmazonS3ConfigKey::S3Endpoint)
+        .or_else(|| builder.get_config_value(&AmazonS3ConfigKey::Endpoint));
+    let store = builder
+        .with_bucket_name(bucket)
+        // One DELETE an object: the bulk request needs rights and checksums that not every
+        // server of this protocol has.
+        .with_disable_bulk_delete(true)
+        .with_client_options(client_options(endpoint.as_deref(), settings))
+        .with_retry(no_retries())
+        .with_http_connector(AnsweringConnector)
+        .build()
+        .map_err(|cause| not_configured("S3", cause))?;
+    Ok(Arc::new(store))
+}
+
+fn azure(
+    container: &str,
+    settings: &StoreSettings,
+    environment: &Environment,
+) -> Result<Arc<dyn ObjectStore>> {
+    let mut builder = MicrosoftAzureBuilder::new();
+    for (name, value) in environment.starting_with("AZURE_") {
+        let key = match name {
+            // What Azure's own tools call them.
+            "AZURE_STORAGE_ACCOUNT" => AzureConfigKey::AccountName,
+            "AZURE_STORAGE_KEY" => AzureConfigKey::AccessKey,
+            _ => match name.to_ascii_lowercase().parse() {
+                Ok(key) => key,
+                Err(_) => continue,
+            },
+        };
+        builder = builder.with_config(key, value);
+    }
+    if let Some(endpoint) = environment.get("IDENTITY_ENDPOINT") {
+        builder = builder.with_config(AzureConfigKey::MsiEndpoint, endpoint);
+    }
+    let endpoint = builder.get_config_value(&AzureConfigKey::Endpoint);
+    let store = builder
+        .with_container_name(container)
+        .with_client_options(client_options(endpoint.as_deref(), settings))
+        .with_retry(no_retries())
+        .with_http_connector(AnsweringConnector)
+        .build()
+        .map_err(|cause| not_configured("Azure", cause))?;
+    Ok(Arc::new(store))
+}
+
+fn gcs(
+    bucket: &str,
+    settings: &StoreSettings,
+    environment: &Environment,
+) -> Result<Arc<dyn ObjectStore>> {
+    let mut builder = GoogleCloudStorageBuilder::new();
+    for (name, value) in environment.starting_with("GOOGLE_") {
+        if let Ok(key) = name.to_ascii_lowercase().parse::<GoogleConfigKey>() {
+            builder = builder.with_config(key, value);
+        }
+    }
+    let endpoint = environment.get("GOOGLE_BASE_URL");
+    let store = builder
+        .with_bucket_name(bucket)
+        .with_client_options(client_options(endpoint, settings))
+        .with_retry(no_retries())
+        .with_http_connector(AnsweringConnector)
+        .build()
+        .map_err(|cause| not_configured("Google Cloud Storage", cause))?;
+    Ok(Arc::new(store))
+}
+
+/// Plain HTTP where the operator's endpoint says so, and nowhere else.
+fn client_options(endpoint: Option<&str>, settings: &StoreSettings) -> ClientOptions {
+    let is_plain = endpoint.is_some_and(|url| url.to_ascii_lowercase().starts_with("http://"));
+    ClientOptions::new()
+        .with_allow_http(is_plain)
+        .with_connect_timeout(settings.connect_timeout)
+        // A fixed limit for a whole request would fail large packs on slow lines.
+        .with_timeout_disabled()
+}
+
+fn no_retries() -> RetryConfig {
+    RetryConfig {
+        backoff: BackoffConfig::default(),
+        max_retries: 0,
+        retry_timeout: Duration::ZERO,
+    }
+}
+
+/// The library's words name the setting, never its value.
+fn not_configured(cloud: &str, cause: object_store::Error) -> Error {
+    Error::new(
+        Kind::Config,
+        format!("the settings for {cloud} in the environment cannot be used"),
+    )
+    .caused_by(cause)
+}

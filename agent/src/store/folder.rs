@@ -1,0 +1,476 @@
+//! A local folder as an object store, durable.
+//!
+//! When a create-only PUT returns success, the object survives a power cut: its bytes, its name,
+//! and every folder above it up to the one that was there before are on disk. The order:
+//!
+//! 1. missing folders are made, and each is fsynced into its parent, before anything is put in
+//!    them; once per process also folders that were there, since another process may have made
+//!    them and been killed before its fsync;
+//! 2. the bytes go to a file without a name (`O_TMPFILE`), which is fsynced;
+//! 3. the file is linked to its name: atomic, and refused where the name is taken;
+//! 4. the folder is fsynced, also when the name was taken: the other's link may be fresh.
+//!
+//! A kill at any point leaves either the whole object or nothing. Where the file system knows no
+//! files without names (NFS, some FUSE file systems), step 2 uses a file whose name starts with a
+//! dot; such a file can be left behind by a kill, and is never listed.
+//!
+//! Nothing can be overwritten through this type, nor copied, renamed, or uploaded in parts.
+//! Deletes are not fsynced: an object that comes back after a power cut harms nobody.
+
+use crate::error::{Error, Result};
+use async_trait::async_trait;
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use object_store::path::Path as Key;
+use object_store::{
+    CopyOptions, Error as StoreError, GetOptions, GetRange, GetResult, GetResultPayload,
+    ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMode, PutMultipartOptions, PutOptions,
+    PutPayload, PutResult, RenameOptions,
+};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags};
+use std::collections::BTreeSet;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Write};
+use std::ops::Range;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+mod walk;
+
+use walk::Walk;
+
+const STORE: &str = "folder";
+
+/// Keys read from the folder at once by a listing.
+const LIST_BATCH_KEYS: usize = 1000;
+
+/// A folder that holds objects as files.
+#[derive(Clone)]
+pub struct Folder {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    root: PathBuf,
+    /// Folders known to be durable. Bounded by the number of folders a repository has.
+    durable: Mutex<BTreeSet<PathBuf>>,
+}
+
+impl Folder {
+    /// A store in the folder `root`, which is made by the first PUT if it is not there.
+    ///
+    /// # Errors
+    /// [`Kind::BadInput`](crate::error::Kind::BadInput) where `root` is there and is no folder.
+    pub fn open(root: &Path) -> Result<Self> {
+        let about = || format!("the folder {}", root.display());
+        let root = std::path::absolute(root).map_err(|error| Error::io(about(), error))?;
+        match std::fs::metadata(&root) {
+            Ok(metadata) if !metadata.is_dir() => Err(Error::new(
+                crate::error::Kind::BadInput,
+                format!("{} is not a folder", root.display()),
+            )),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io(about(), error)),
+            _ => Ok(Self {
+                shared: Arc::new(Shared {
+                    root,
+                    durable: Mutex::default(),
+                }),
+            }),
+        }
+    }
+}
+
+impl Shared {
+    fn file_of(&self, key: &Key) -> PathBuf {
+        let mut path = self.root.clone();
+        path.extend(key.parts().map(|part| part.as_ref().to_owned()));
+        path
+    }
+
+    fn create(&self, key: &Key, payload: &PutPayload) -> object_store::Result<()> {
+        let path = self.file_of(key);
+        let Some(folder) = path.parent() else {
+            return Err(generic(io::Error::from(io::ErrorKind::InvalidInput)));
+        };
+        self.ensure_durable(folder)
+            .map_err(|error| readable(key, error))?;
+        let linked = match write_unnamed(folder, payload) {
+            Ok(Some(file)) => link_unnamed(&file, &path),
+            Ok(None) => create_by_name(folder, &path, payload),
+            Err(error) => return Err(readable(key, error)),
+        };
+        match linked {
+            Ok(()) => fsync_folder(folder).map_err(|error| readable(key, error)),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                fsync_folder(folder).map_err(|error| readable(key, error))?;
+                Err(StoreError::AlreadyExists {
+                    path: key.to_string(),
+                    source: error.into(),
+                })
+            }
+            Err(error) => Err(readable(key, error)),
+        }
+    }
+
+    /// Makes the folder and those above it, and their names durable.
+    fn ensure_durable(&self, folder: &Path) -> io::Result<()> {
+        let is_known = |folder: &Path| {
+            self.durable
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .contains(folder)
+        };
+        if is_known(folder) {
+            return Ok(());
+        }
+        // Above the store's root only what we make ourselves is our concern.
+        let inside = folder
+            .ancestors()
+            .take_while(|at| at.starts_with(&self.root));
+        let missing = folder
+            .ancestors()
+            .skip_while(|at| at.starts_with(&self.root))
+            .take_while(|at| !at.exists());
+        let to_sync: Vec<PathBuf> = inside
+            .chain(missing)
+            .take_while(|at| !is_known(at))
+            .map(Path::to_path_buf)
+            .collect();
+        std::fs::create_dir_all(folder)?;
+        for made in to_sync.iter().rev() {
+            if let Some(parent) = made.parent() {
+                match fsync_folder(parent) {
+                    // Somebody else's folder above the root, which we cannot read.
+                    Err(error)
+                        if error.kind() == io::ErrorKind::PermissionDenied
+                            && !parent.starts_with(&self.root) => {}
+                    other => other?,
+                }
+            }
+        }
+        self.durable
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend(to_sync.into_iter().filter(|at| at.starts_with(&self.root)));
+        Ok(())
+    }
+
+    fn open_object(&self, key: &Key) -> object_store::Result<(File, ObjectMeta, PathBuf)> {
+        let path = self.file_of(key);
+        let file = File::open(&path).map_err(|error| readable(key, error))?;
+        let metadata = file.metadata().map_err(|error| readable(key, error))?;
+        if !metadata.is_file() {
+            return Err(readable(key, io::Error::from(io::ErrorKind::NotFound)));
+        }
+        let meta = meta_of(key.clone(), &metadata).map_err(|error| readable(key, error))?;
+        Ok((file, meta, path))
+    }
+
+    fn get(&self, key: &Key, options: &GetOptions) -> object_store::Result<GetResult> {
+        let (file, meta, path) = self.open_object(key)?;
+        options.check_preconditions(&meta)?;
+        let range = match &options.range {
+            None => 0..meta.size,
+            Some(asked) => clip(asked, meta.size).ok_or_else(|| {
+                generic(io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    format!(
+                        "{asked:?} does not start inside the object of {} bytes",
+                        meta.size
+                    ),
+                ))
+            })?,
+        };
+        Ok(GetResult {
+            payload: GetResultPayload::File(file, path),
+            meta,
+            range,
+            attributes: Default::default(),
+            extensions: Default::default(),
+        })
+    }
+
+    fn delete(&self, key: &Key) -> object_store::Result<()> {
+        std::fs::remove_file(self.file_of(key)).map_err(|error| readable(key, error))
+    }
+}
+
+/// Writes the payload to a file without a name and fsyncs it; `None` where the file system has
+/// no such files.
+fn write_unnamed(folder: &Path, payload: &PutPayload) -> io::Result<Option<File>> {
+    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+    let file = match rustix::fs::open(folder, flags, Mode::from_raw_mode(0o666)) {
+        Ok(file) => File::from(file),
+        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::ISDIR | rustix::io::Errno::INVAL) => {
+            return Ok(None);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    write_and_sync(&file, payload)?;
+    Ok(Some(file))
+}
+
+fn link_unnamed(file: &File, path: &Path) -> io::Result<()> {
+    let source = format!("/proc/self/fd/{}", file.as_raw_fd());
+    Ok(rustix::fs::linkat(
+        CWD,
+        source,
+        CWD,
+        path,
+        AtFlags::SYMLINK_FOLLOW,
+    )?)
+}
+
+/// The same with a file that has a name until it is linked to its own.
+fn create_by_name(folder: &Path, path: &Path, payload: &PutPayload) -> io::Result<()> {
+    let staged = folder.join(staging_name());
+    let file = File::options().write(true).create_new(true).open(&staged)?;
+    let outcome = write_and_sync(&file, payload).and_then(|()| name_once(&staged, path));
+    // Gone already where it was renamed.
+    match std::fs::remove_file(&staged) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(path = %staged.display(), "could not remove a temporary file: {error}");
+        }
+        _ => {}
+    }
+    outcome
+}
+
+/// Gives the staged file its name unless that is taken.
+fn name_once(staged: &Path, path: &Path) -> io::Result<()> {
+    use rustix::io::Errno;
+    match rustix::fs::linkat(CWD, staged, CWD, path, AtFlags::empty()) {
+        // No hard links here (FAT, some network file systems).
+        Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::MLINK) => Ok(
+            rustix::fs::renameat_with(CWD, staged, CWD, path, RenameFlags::NOREPLACE)?,
+        ),
+        other => Ok(other?),
+    }
+}
+
+fn write_and_sync(mut file: &File, payload: &PutPayload) -> io::Result<()> {
+    for part in payload {
+        file.write_all(part)?;
+    }
+    file.sync_all()
+}
+
+fn fsync_folder(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+/// Names that start with a dot are no keys, so no listing shows them.
+fn staging_name() -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let unique = NEXT.fetch_add(1, Ordering::Relaxed);
+    let pid = std::process::id();
+    // Two hosts may share the folder: their process ids may be equal, their nonces are not.
+    let mut nonce = [0; 8];
+    let nonce = match aws_lc_rs::rand::fill(&mut nonce) {
+        Ok(()) => hex::encode(nonce),
+        Err(_) => String::from("0"),
+    };
+    format!(".put-{pid}-{unique}-{nonce}")
+}
+
+fn meta_of(location: Key, metadata: &std::fs::Metadata) -> io::Result<ObjectMeta> {
+    Ok(ObjectMeta {
+        location,
+        last_modified: metadata.modified()?.into(),
+        size: metadata.len(),
+        e_tag: None,
+        version: None,
+    })
+}
+
+/// The part of `asked` inside an object of `size_bytes`; `None` where it starts beyond.
+fn clip(asked: &GetRange, size_bytes: u64) -> Option<Range<u64>> {
+    let range = match asked {
+        GetRange::Bounded(range) => range.start..range.end.min(size_bytes),
+        GetRange::Offset(start) => *start..size_bytes,
+        GetRange::Suffix(length) => size_bytes.saturating_sub(*length)..size_bytes,
+    };
+    (!range.is_empty()).then_some(range)
+}
+
+/// An error of the operating system in the library's words.
+fn readable(key: &Key, error: io::Error) -> StoreError {
+    let path = key.to_string();
+    match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory => {
+            StoreError::NotFound {
+                path,
+                source: error.into(),
+            }
+        }
+        io::ErrorKind::PermissionDenied => StoreError::PermissionDenied {
+            path,
+            source: error.into(),
+        },
+        _ => generic(error),
+    }
+}
+
+fn generic(error: io::Error) -> StoreError {
+    StoreError::Generic {
+        store: STORE,
+        source: error.into(),
+    }
+}
+
+fn not_supported(operation: &str) -> StoreError {
+    StoreError::NotSupported {
+        source: format!("{operation} in a folder store, which only creates").into(),
+    }
+}
+
+/// Runs blocking file work on the runtime's threads for such.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> object_store::Result<T> + Send + 'static,
+) -> object_store::Result<T> {
+    tokio::task::spawn_blocking(work).await?
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl ObjectStore for Folder {
+    async fn put_opts(
+        &self,
+        location: &Key,
+        payload: PutPayload,
+        opts: PutOptions,
+    ) -> object_store::Result<PutResult> {
+        if opts.mode != PutMode::Create {
+            return Err(not_supported("overwriting"));
+        }
+        let (shared, key) = (Arc::clone(&self.shared), location.clone());
+        blocking(move || shared.create(&key, &payload)).await?;
+        Ok(PutResult {
+            e_tag: None,
+            version: None,
+            extensions: Default::default(),
+        })
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        _location: &Key,
+        _opts: PutMultipartOptions,
+    ) -> object_store::Result<Box<dyn MultipartUpload>> {
+        Err(not_supported("uploading in parts"))
+    }
+
+    async fn get_opts(
+        &self,
+        location: &Key,
+        options: GetOptions,
+    ) -> object_store::Result<GetResult> {
+        let (shared, key) = (Arc::clone(&self.shared), location.clone());
+        blocking(move || shared.get(&key, &options)).await
+    }
+
+    async fn get_ranges(
+        &self,
+        location: &Key,
+        ranges: &[Range<u64>],
+    ) -> object_store::Result<Vec<bytes::Bytes>> {
+        let mut parts = Vec::with_capacity(ranges.len());
+        for range in ranges {
+            let options = GetOptions::new().with_range(Some(range.clone()));
+            parts.push(self.get_opts(location, options).await?.bytes().await?);
+        }
+        Ok(parts)
+    }
+
+    fn delete_stream(
+        &self,
+        locations: BoxStream<'static, object_store::Result<Key>>,
+    ) -> BoxStream<'static, object_store::Result<Key>> {
+        let shared = Arc::clone(&self.shared);
+        locations
+            .then(move |location| {
+                let shared = Arc::clone(&shared);
+                async move {
+                    let key = location?;
+                    blocking(move || shared.delete(&key).map(|()| key)).await
+                }
+            })
+            .boxed()
+    }
+
+    fn list(&self, prefix: Option<&Key>) -> BoxStream<'static, object_store::Result<ObjectMeta>> {
+        self.list_from(prefix, String::new())
+    }
+
+    fn list_with_offset(
+        &self,
+        prefix: Option<&Key>,
+        offset: &Key,
+    ) -> BoxStream<'static, object_store::Result<ObjectMeta>> {
+        self.list_from(prefix, offset.to_string())
+    }
+
+    async fn list_with_delimiter(&self, _prefix: Option<&Key>) -> object_store::Result<ListResult> {
+        Err(not_supported("listing with a delimiter"))
+    }
+
+    async fn copy_opts(
+        &self,
+        _from: &Key,
+        _to: &Key,
+        _options: CopyOptions,
+    ) -> object_store::Result<()> {
+        Err(not_supported("copying"))
+    }
+
+    async fn rename_opts(
+        &self,
+        _from: &Key,
+        _to: &Key,
+        _options: RenameOptions,
+    ) -> object_store::Result<()> {
+        Err(not_supported("renaming"))
+    }
+}
+
+impl Folder {
+    /// The objects below `prefix` whose keys come after `after`, in the byte order of their keys,
+    /// as object stores list them.
+    fn list_from(
+        &self,
+        prefix: Option<&Key>,
+        after: String,
+    ) -> BoxStream<'static, object_store::Result<ObjectMeta>> {
+        let prefix = prefix.map(Key::to_string).unwrap_or_default();
+        let walk = Walk::new(self.shared.root.clone(), prefix, after);
+        futures::stream::try_unfold(walk, |mut walk| async move {
+            let (batch, walk) = blocking(move || {
+                let batch = walk.take(LIST_BATCH_KEYS).map_err(generic)?;
+                Ok((batch, walk))
+            })
+            .await?;
+            let batch = (!batch.is_empty()).then(|| futures::stream::iter(batch).map(Ok));
+            Ok::<_, StoreError>(batch.map(|batch| (batch, walk)))
+        })
+        .flat_map(|batch| match batch {
+            Ok(batch) => batch.boxed(),
+            Err(error) => futures::stream::iter([Err(error)]).boxed(),
+        })
+        .boxed()
+    }
+}
+
+impl fmt::Display for Folder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Folder({})", self.shared.root.display())
+    }
+}
+
+impl fmt::Debug for Folder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}

@@ -1,0 +1,137 @@
+//! Names: fixed-size identifiers, each a type of its own.
+
+use std::fmt;
+use std::str::FromStr;
+
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident, $length:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(pub [u8; $length]);
+
+        impl $name {
+            /// Length in bytes.
+            pub const BYTES: usize = $length;
+
+            /// The bytes.
+            pub const fn as_bytes(&self) -> &[u8; $length] {
+                &self.0
+            }
+
+            /// Takes a slice of exactly the right length.
+            pub fn from_slice(bytes: &[u8]) -> Option<Self> {
+                bytes.try_into().ok().map(Self)
+            }
+
+            /// The first eight hexadecimal digits: enough for a person to tell two apart.
+            pub fn short(&self) -> String {
+                hex::encode(&self.0[..4])
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&hex::encode(self.0))
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!(stringify!($name), "({})"), self.short())
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = hex::FromHexError;
+
+            fn from_str(text: &str) -> Result<Self, Self::Err> {
+                let mut bytes = [0; $length];
+                hex::decode_to_slice(text, &mut bytes)?;
+                Ok(Self(bytes))
+            }
+        }
+    };
+}
+
+id!(
+    /// Name of a chunk: keyed BLAKE3-256 of its plaintext under the repository's id key.
+    ChunkId, 32
+);
+id!(
+    /// Name of a pack: BLAKE3-256 of its stored bytes. Anyone can check it without a key.
+    PackId, 32
+);
+id!(
+    /// Name of a tree page: keyed BLAKE3-256 of its logical content.
+    PageId, 32
+);
+id!(
+    /// Name of an index segment: BLAKE3-256 of its stored bytes.
+    SegmentId, 32
+);
+id!(
+    /// BLAKE3-256 of a log record's stored bytes: what the next record is chained to.
+    RecordHash, 32
+);
+id!(
+    /// A repository, drawn at random when it is made.
+    RepositoryId, 16
+);
+id!(
+    /// A recovery point, drawn at random when it is committed.
+    PointId, 16
+);
+id!(
+    /// A key slot, drawn at random when it is made.
+    SlotId, 16
+);
+id!(
+    /// A signing key's short name: the first 16 bytes of the BLAKE3 of its public half.
+    KeyId, 16
+);
+id!(
+    /// One run of a writer, drawn at random when it starts.
+    RunId, 16
+);
+
+impl PackId {
+    /// Names stored bytes.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(*blake3::hash(bytes).as_bytes())
+    }
+
+    /// Where the pack stands in the repository.
+    pub fn object_key(&self) -> String {
+        let name = self.to_string();
+        format!("packs/{}/{name}", &name[..2])
+    }
+}
+
+impl SegmentId {
+    /// Names stored bytes.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(*blake3::hash(bytes).as_bytes())
+    }
+
+    /// Where the segment stands in the repository.
+    pub fn object_key(&self) -> String {
+        format!("index/{self}")
+    }
+}
+
+impl RecordHash {
+    /// The hash before the first record of a log.
+    pub const NONE: Self = Self([0; 32]);
+
+    /// Hashes a record's stored bytes.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(*blake3::hash(bytes).as_bytes())
+    }
+}
+
+impl SlotId {
+    /// Where the slot stands in the repository.
+    pub fn object_key(&self) -> String {
+        format!("keys/{self}")
+    }
+}

@@ -1,0 +1,76 @@
+//! Every bound of the formats, with its reason. Relations between bounds are checked at compile time.
+
+/// The grid on which chunks may end. File systems inside images allocate in blocks of this size.
+pub const BLOCK_BYTES: u32 = 4096;
+
+/// A disk is chunked in spans of this size, each on its own: a change never re-chunks more than its
+/// span, and spans run in parallel.
+pub const SPAN_BYTES: u64 = 64 << 20;
+
+/// What a leaf page covers: small enough that a scattered change rewrites little, large enough that
+/// the inner pages stay few.
+pub const LEAF_BYTES: u64 = 4 << 20;
+
+/// Children of an inner page.
+pub const FAN_OUT: usize = 256;
+
+/// Levels of inner pages over the leaves: 4 MiB × 256⁴ = 16 PiB.
+pub const TREE_LEVELS_MAX: u8 = 4;
+
+/// Largest disk that a tree can hold, in bytes.
+pub const DISK_BYTES_MAX: u64 = LEAF_BYTES * (FAN_OUT as u64).pow(TREE_LEVELS_MAX as u32);
+
+/// Largest chunk. A reader must hold a whole chunk to check its hash.
+pub const CHUNK_BYTES_MAX: u32 = 4 << 20;
+
+/// Largest frame before compression: a chunk larger than the usual frame is a frame of its own.
+pub const FRAME_RAW_BYTES_MAX: u32 = 8 << 20;
+
+/// Largest pack. Readers refuse larger ones before taking them into memory.
+pub const PACK_BYTES_MAX: u32 = 128 << 20;
+
+/// Most chunks or pages in a pack.
+pub const PACK_ITEMS_MAX: u32 = 4 << 20;
+
+/// Most extents in a leaf: one for each 512-byte sector of it.
+pub const LEAF_EXTENTS_MAX: usize = (LEAF_BYTES / 512) as usize;
+
+/// Largest encoded page: a leaf of [`LEAF_EXTENTS_MAX`] extents at its worst.
+pub const PAGE_BYTES_MAX: u32 = 2 << 20;
+
+/// Entries in one sealed block of an index segment: the unit that is read to look an id up in place.
+pub const SEGMENT_BLOCK_ENTRIES: usize = 4096;
+
+/// Most entries in an index segment.
+pub const SEGMENT_ENTRIES_MAX: u64 = 64 << 20;
+
+/// Largest index segment object.
+pub const SEGMENT_BYTES_MAX: u64 = 4 << 30;
+
+/// Largest log record object.
+pub const RECORD_BYTES_MAX: u32 = 16 << 20;
+
+/// Largest block of a checkpoint before sealing.
+pub const CHECKPOINT_BLOCK_BYTES_MAX: u32 = 4 << 20;
+
+/// Most blocks of a checkpoint.
+pub const CHECKPOINT_BLOCKS_MAX: u32 = 1 << 16;
+
+/// Largest descriptor or key slot object.
+pub const SMALL_OBJECT_BYTES_MAX: u32 = 64 << 10;
+
+/// Largest memory an Argon2 slot may ask of whoever opens it, in KiB (1 GiB).
+pub const ARGON2_MEMORY_KIB_MAX: u32 = 1 << 20;
+
+/// Most Argon2 passes a slot may ask for.
+pub const ARGON2_PASSES_MAX: u32 = 16;
+
+const _: () = {
+    assert!(SPAN_BYTES.is_multiple_of(LEAF_BYTES));
+    assert!(LEAF_BYTES.is_multiple_of(BLOCK_BYTES as u64));
+    assert!(CHUNK_BYTES_MAX <= FRAME_RAW_BYTES_MAX);
+    assert!(PAGE_BYTES_MAX <= FRAME_RAW_BYTES_MAX);
+    assert!(FRAME_RAW_BYTES_MAX < PACK_BYTES_MAX);
+    // At worst an extent takes 1 + 5 + 32 + 5 logical bytes and 1 + 5 × 5 + 32 of hints.
+    assert!(LEAF_EXTENTS_MAX * (43 + 58) < PAGE_BYTES_MAX as usize);
+};

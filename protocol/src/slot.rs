@@ -1,0 +1,291 @@
+//! Key slots: a holder's keys, wrapped for a passphrase, a key file of any kind, or an X25519
+//! recipient (escrow, break-glass), as objects `keys/<slot>` in the repository.
+
+use crate::aead::{SealKey, derive_key};
+use crate::codec::{Reader, message};
+use crate::error::FormatError;
+use crate::ids::{RepositoryId, SlotId};
+use crate::keys::{Keys, Level, SealPrivateKey, SealPublicKey, Secret};
+use crate::limits::{ARGON2_MEMORY_KIB_MAX, ARGON2_PASSES_MAX};
+use prost::Message;
+use zeroize::Zeroizing;
+
+const OBJECT: &str = "key slot";
+const MAGIC: [u8; 4] = *b"TGKS";
+const VERSION: u8 = 1;
+const INFO: &[u8] = b"tidegate 1 key slot";
+
+/// Fewest bytes of a file that may wrap a slot: its content is used as a key, not as a password.
+pub const WRAPPING_FILE_BYTES_MIN: usize = 32;
+
+/// What opens a slot, and how it is stretched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wrapping {
+    /// Argon2id over a passphrase.
+    Passphrase(Argon2Cost),
+    /// The content of a file of at least [`WRAPPING_FILE_BYTES_MIN`] random bytes.
+    File,
+    /// The holder of this X25519 key.
+    Recipient(SealPublicKey),
+}
+
+/// What Argon2id (RFC 9106) is asked to spend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Argon2Cost {
+    /// Memory in KiB.
+    pub memory_kib: u32,
+    /// Passes over it.
+    pub passes: u32,
+    /// Lanes.
+    pub lanes: u32,
+}
+
+impl Argon2Cost {
+    /// RFC 9106's second recommendation: 64 MiB, three passes, four lanes.
+    pub const RECOMMENDED: Self = Self {
+        memory_kib: 64 << 10,
+        passes: 3,
+        lanes: 4,
+    };
+}
+
+/// What a person brings to wrap or open a slot.
+pub enum Credential<'a> {
+    /// A passphrase.
+    Passphrase(&'a str),
+    /// The content of a wrapping file.
+    File(&'a [u8]),
+    /// A recipient's private key.
+    Recipient(&'a SealPrivateKey),
+}
+
+/// A slot as read: its plain part.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Slot {
+    /// The slot's name.
+    pub id: SlotId,
+    /// The repository it belongs to.
+    pub repository: RepositoryId,
+    /// The level of the keys inside, as claimed: checked when it is opened.
+    pub level: Level,
+    /// What opens it.
+    pub wrapping: Wrapping,
+    /// What the operator called it.
+    pub label: String,
+    /// When it was made, Unix time in nanoseconds.
+    pub created_unix_ns: u64,
+    salt: [u8; 32],
+    header: Vec<u8>,
+    sealed: Vec<u8>,
+}
+
+/// Fresh randomness for one slot.
+pub struct SlotRandom {
+    /// Salt of the wrapping key.
+    pub salt: [u8; 32],
+    /// Randomness for HPKE.
+    pub seed: Secret,
+}
+
+/// With what a new slot is wrapped.
+pub enum NewWrapping<'a> {
+    /// A passphrase and what stretching it may cost.
+    Passphrase(&'a str, Argon2Cost),
+    /// The content of a wrapping file.
+    File(&'a [u8]),
+    /// A recipient.
+    Recipient(SealPublicKey),
+}
+
+/// Wraps `keys` into the bytes of a slot object.
+pub fn wrap(
+    keys: &Keys,
+    id: SlotId,
+    label: &str,
+    created_unix_ns: u64,
+    with: &NewWrapping<'_>,
+    random: &SlotRandom,
+) -> Result<Vec<u8>, FormatError> {
+    let (kind, cost, recipient) = match with {
+        NewWrapping::Passphrase(_, cost) => (KIND_PASSPHRASE, Some(*cost), None),
+        NewWrapping::File(_) => (KIND_FILE, None, None),
+        NewWrapping::Recipient(public) => (KIND_RECIPIENT, None, Some(*public)),
+    };
+    let header = Header {
+        slot: id.0.to_vec(),
+        repository: keys.repository().0.to_vec(),
+        level: keys.level().tag().into(),
+        kind,
+        label: label.to_owned(),
+        created_unix_ns,
+        salt: random.salt.to_vec(),
+        memory_kib: cost.map_or(0, |cost| cost.memory_kib),
+        passes: cost.map_or(0, |cost| cost.passes),
+        lanes: cost.map_or(0, |cost| cost.lanes),
+        recipient: recipient.map_or_else(Vec::new, |public| public.0.to_vec()),
+    }
+    .encode_to_vec();
+    let mut out = MAGIC.to_vec();
+    out.push(VERSION);
+    out.extend_from_slice(&crate::codec::length_u32(header.len()).to_le_bytes());
+    out.extend_from_slice(&header);
+    let plain = keys.encode();
+    let sealed = match with {
+        NewWrapping::Passphrase(text, cost) => {
+            passphrase_key(text, &random.salt, *cost)?.seal(0, &out, &plain)
+        }
+        NewWrapping::File(content) => file_key(content, &random.salt)?.seal(0, &out, &plain),
+        NewWrapping::Recipient(public) => public.seal(INFO, &out, &plain, &random.seed)?,
+    };
+    out.extend_from_slice(&sealed);
+    Ok(out)
+}
+
+impl Slot {
+    /// Reads a slot's plain part.
+    pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
+        let mut reader = Reader::new(OBJECT, bytes);
+        reader.magic(MAGIC)?;
+        reader.version(VERSION)?;
+        let length = reader.u32()? as usize;
+        let header: Header = message(OBJECT, reader.take(length)?)?;
+        let plain_bytes = reader.position();
+        let sealed = reader.take(reader.remaining())?.to_vec();
+        let out_of_range = |field, found: u32| FormatError::Range {
+            object: OBJECT,
+            field,
+            found: found.into(),
+        };
+        let wrapping = match header.kind {
+            KIND_PASSPHRASE => {
+                // A hostile slot must not make its opener spend without bound.
+                if header.memory_kib > ARGON2_MEMORY_KIB_MAX {
+                    return Err(out_of_range("argon2 memory", header.memory_kib));
+                }
+                if header.passes > ARGON2_PASSES_MAX {
+                    return Err(out_of_range("argon2 passes", header.passes));
+                }
+                Wrapping::Passphrase(Argon2Cost {
+                    memory_kib: header.memory_kib,
+                    passes: header.passes,
+                    lanes: header.lanes,
+                })
+            }
+            KIND_FILE => Wrapping::File,
+            KIND_RECIPIENT => Wrapping::Recipient(SealPublicKey(crate::codec::fixed(
+                OBJECT,
+                "recipient",
+                &header.recipient,
+            )?)),
+            other => return Err(Reader::new(OBJECT, &[]).tag("kind", other.into())),
+        };
+        let level = u8::try_from(header.level)
+            .ok()
+            .and_then(Level::from_tag)
+            .ok_or_else(|| Reader::new(OBJECT, &[]).tag("level", header.level.into()))?;
+        Ok(Self {
+            id: SlotId(crate::codec::fixed(OBJECT, "slot", &header.slot)?),
+            repository: RepositoryId(crate::codec::fixed(
+                OBJECT,
+                "repository",
+                &header.repository,
+            )?),
+            level,
+            wrapping,
+            label: header.label,
+            created_unix_ns: header.created_unix_ns,
+            salt: crate::codec::fixed(OBJECT, "salt", &header.salt)?,
+            header: bytes[..plain_bytes].to_vec(),
+            sealed,
+        })
+    }
+
+    /// Opens it. A wrong credential and changed bytes look alike.
+    pub fn open(&self, with: &Credential<'_>) -> Result<Keys, FormatError> {
+        let wrong = FormatError::Unauthentic { object: OBJECT };
+        let plain = match (with, &self.wrapping) {
+            (Credential::Passphrase(text), Wrapping::Passphrase(cost)) => {
+                Zeroizing::new(passphrase_key(text, &self.salt, *cost)?.open(
+                    OBJECT,
+                    0,
+                    &self.header,
+                    &self.sealed,
+                )?)
+            }
+            (Credential::File(content), Wrapping::File) => Zeroizing::new(
+                file_key(content, &self.salt)?.open(OBJECT, 0, &self.header, &self.sealed)?,
+            ),
+            (Credential::Recipient(private), Wrapping::Recipient(public)) => {
+                if private.public() != *public {
+                    return Err(wrong);
+                }
+                private.open(OBJECT, INFO, &self.header, &self.sealed)?
+            }
+            _ => return Err(wrong),
+        };
+        let keys = Keys::decode(&plain)?;
+        if keys.level() != self.level || keys.repository() != self.repository {
+            return Err(wrong);
+        }
+        Ok(keys)
+    }
+}
+
+fn passphrase_key(text: &str, salt: &[u8; 32], cost: Argon2Cost) -> Result<SealKey, FormatError> {
+    let refused = |error: argon2::Error| FormatError::Message {
+        object: OBJECT,
+        detail: error.to_string(),
+    };
+    let params =
+        argon2::Params::new(cost.memory_kib, cost.passes, cost.lanes, Some(32)).map_err(refused)?;
+    let argon2 = argon2::Argon2::new(argon2::Algorithm::Argon2id, argon2::Version::V0x13, params);
+    let mut stretched = Zeroizing::new([0; 32]);
+    argon2
+        .hash_password_into(text.as_bytes(), salt, &mut *stretched)
+        .map_err(refused)?;
+    let key = derive_key("tidegate 1 key slot by passphrase", &[&*stretched, salt]);
+    Ok(SealKey::new(&key))
+}
+
+fn file_key(content: &[u8], salt: &[u8; 32]) -> Result<SealKey, FormatError> {
+    if content.len() < WRAPPING_FILE_BYTES_MIN {
+        return Err(FormatError::Range {
+            object: "wrapping file",
+            field: "length in bytes",
+            found: content.len() as u64,
+        });
+    }
+    let digest = Zeroizing::new(*blake3::hash(content).as_bytes());
+    let key = derive_key("tidegate 1 key slot by file", &[&*digest, salt]);
+    Ok(SealKey::new(&key))
+}
+
+const KIND_PASSPHRASE: u32 = 1;
+const KIND_FILE: u32 = 2;
+const KIND_RECIPIENT: u32 = 3;
+
+#[derive(Clone, PartialEq, Message)]
+struct Header {
+    #[prost(bytes = "vec", tag = "1")]
+    slot: Vec<u8>,
+    #[prost(bytes = "vec", tag = "2")]
+    repository: Vec<u8>,
+    #[prost(uint32, tag = "3")]
+    level: u32,
+    #[prost(uint32, tag = "4")]
+    kind: u32,
+    #[prost(string, tag = "5")]
+    label: String,
+    #[prost(fixed64, tag = "6")]
+    created_unix_ns: u64,
+    #[prost(bytes = "vec", tag = "7")]
+    salt: Vec<u8>,
+    #[prost(uint32, tag = "8")]
+    memory_kib: u32,
+    #[prost(uint32, tag = "9")]
+    passes: u32,
+    #[prost(uint32, tag = "10")]
+    lanes: u32,
+    #[prost(bytes = "vec", tag = "11")]
+    recipient: Vec<u8>,
+}
