@@ -26,58 +26,77 @@ const FEATURES_KNOWN: [&str; 0] = [];
 /// How disks are cut into chunks. Belongs to the repository: two hosts must cut alike to share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ChunkerParams {
-    /// Content-defined on the 4 KiB grid.
+    /// Content-defined, at block boundaries.
     BlockAligned {
-        /// Least bytes before a content-defined cut.
+        /// No cut by hash before this many bytes; a multiple of 4 KiB. Only holes, ends of files
+        /// and the edges of ranges make shorter chunks.
         chunk_bytes_min: u32,
-        /// Bytes between content-defined cuts on average, a power of two.
+        /// Past the minimum, one cut by hash is expected in this many bytes; a power of two, from
+        /// 4 KiB up, not above the maximum.
         chunk_bytes_avg: u32,
-        /// Most bytes of a chunk.
+        /// A cut at this length at the latest; a multiple of 4 KiB, at most [`CHUNK_BYTES_MAX`].
         chunk_bytes_max: u32,
-        /// Least bytes before a cut at what looks like the end of a file.
+        /// With this many bytes in hand, a block whose last eight bytes are zero ends the chunk: it
+        /// most likely is the tail of a file, so that chunks start where files start. A multiple of
+        /// 4 KiB not above the maximum; 0 turns it off.
         eof_cut_bytes_min: u32,
     },
-    /// A fixed grid.
+    /// Chunks of one size, for comparison and for guests that write in large fixed units. Only a
+    /// chunk that is zero as a whole is a hole.
     Fixed {
-        /// Bytes of every chunk.
+        /// A power of two from 4 KiB to [`CHUNK_BYTES_MAX`].
         chunk_bytes: u32,
     },
 }
 
 impl ChunkerParams {
-    /// Checks sizes and their relations.
+    /// Checks the bounds named at each field.
     pub fn validate(&self) -> Result<(), FormatError> {
-        let check = |field, bytes: u32, least: u32| {
-            if bytes < least || bytes > CHUNK_BYTES_MAX || !bytes.is_multiple_of(BLOCK_BYTES) {
-                return Err(FormatError::Range {
-                    object: OBJECT,
-                    field,
-                    found: bytes.into(),
-                });
+        let check = |field, bytes: u32, sound: bool| {
+            if sound && bytes.is_multiple_of(BLOCK_BYTES) && bytes <= CHUNK_BYTES_MAX {
+                return Ok(());
             }
-            Ok(())
+            Err(FormatError::Range {
+                object: OBJECT,
+                field,
+                found: bytes.into(),
+            })
         };
         match *self {
             Self::BlockAligned {
-                chunk_bytes_min,
-                chunk_bytes_avg,
-                chunk_bytes_max,
-                eof_cut_bytes_min,
+                chunk_bytes_min: min,
+                chunk_bytes_avg: avg,
+                chunk_bytes_max: max,
+                eof_cut_bytes_min: eof,
             } => {
-                check("least chunk size", chunk_bytes_min, BLOCK_BYTES)?;
-                check("average chunk size", chunk_bytes_avg, chunk_bytes_min)?;
-                check("largest chunk size", chunk_bytes_max, chunk_bytes_avg)?;
-                check("least end-of-file cut", eof_cut_bytes_min, BLOCK_BYTES)?;
-                if !chunk_bytes_avg.is_power_of_two() {
-                    return Err(FormatError::Range {
-                        object: OBJECT,
-                        field: "average chunk size",
-                        found: chunk_bytes_avg.into(),
-                    });
-                }
-                Ok(())
+                check("largest chunk size", max, max >= BLOCK_BYTES)?;
+                check("least chunk size", min, min >= BLOCK_BYTES && min <= max)?;
+                let avg_sound = avg >= BLOCK_BYTES && avg <= max && avg.is_power_of_two();
+                check("average chunk size", avg, avg_sound)?;
+                check("least end-of-file cut", eof, eof <= max)
             }
-            Self::Fixed { chunk_bytes } => check("chunk size", chunk_bytes, BLOCK_BYTES),
+            Self::Fixed { chunk_bytes } => {
+                let sound = chunk_bytes >= BLOCK_BYTES && chunk_bytes.is_power_of_two();
+                check("chunk size", chunk_bytes, sound)
+            }
+        }
+    }
+
+    /// The longest chunk these parameters can make, in bytes.
+    pub const fn chunk_bytes_max(&self) -> u32 {
+        match *self {
+            Self::BlockAligned {
+                chunk_bytes_max, ..
+            } => chunk_bytes_max,
+            Self::Fixed { chunk_bytes } => chunk_bytes,
+        }
+    }
+
+    /// The smallest unit that is told apart as hole or data: a block, or a whole fixed chunk.
+    pub const fn grain_bytes(&self) -> u64 {
+        match *self {
+            Self::BlockAligned { .. } => BLOCK_BYTES as u64,
+            Self::Fixed { chunk_bytes } => chunk_bytes as u64,
         }
     }
 }

@@ -95,6 +95,9 @@ id!(
 );
 
 impl PackId {
+    /// In a page's hints: the pack that the page itself lies in.
+    pub const OWN: Self = Self([0; 32]);
+
     /// Names stored bytes.
     pub fn of(bytes: &[u8]) -> Self {
         Self(*blake3::hash(bytes).as_bytes())

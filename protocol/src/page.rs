@@ -11,7 +11,9 @@
 //!           hints   = as for a leaf, one for each child that is a page
 //! ```
 //!
-//! Numbers without a width are LEB128. A page's id is the keyed hash of `kind | logical`:
+//! Numbers without a width are LEB128. A hint's pack id of 32 zero bytes stands for the pack that the
+//! page itself lies in: a page cannot name the hash of bytes that it is part of.
+//! A page's id is the keyed hash of `kind | logical`:
 //! **locations are hints, not identity**, so a page keeps its name when prune moves a chunk, and two
 //! points share the pages of what did not change. A subtree that is all hole has no page at all.
 
@@ -108,13 +110,13 @@ impl Leaf {
         assemble(keys, KIND_LEAF, &logical, &hints)
     }
 
-    /// Decodes and checks that it hashes to `id`.
-    pub fn decode(bytes: &[u8], id: &PageId, keys: &Keys) -> Result<Self, FormatError> {
-        let (logical, hints) = open(bytes, KIND_LEAF, id, keys)?;
+    /// Decodes the page that `page` speaks of and checks that it hashes to its id.
+    pub fn decode(bytes: &[u8], page: &PageRef, keys: &Keys) -> Result<Self, FormatError> {
+        let (logical, hints) = open(bytes, KIND_LEAF, &page.id, keys)?;
         let mut reader = Reader::new(OBJECT, logical);
         let mut extents: Vec<Extent> = Vec::new();
         let mut covered = 0_u64;
-        let mut hints = HintReader::new(hints)?;
+        let mut hints = HintReader::new(hints, page.location.pack)?;
         while reader.remaining() > 0 {
             if extents.len() == LEAF_EXTENTS_MAX {
                 return Err(reader.range("extents", extents.len() as u64 + 1));
@@ -178,9 +180,14 @@ impl Inner {
         assemble(keys, KIND_INNER, &logical, &hints)
     }
 
-    /// Decodes and checks that it hashes to `id` and stands on `level`.
-    pub fn decode(bytes: &[u8], id: &PageId, level: u8, keys: &Keys) -> Result<Self, FormatError> {
-        let (logical, hints) = open(bytes, KIND_INNER, id, keys)?;
+    /// Decodes the page that `page` speaks of; checks that it hashes to its id and stands on `level`.
+    pub fn decode(
+        bytes: &[u8],
+        page: &PageRef,
+        level: u8,
+        keys: &Keys,
+    ) -> Result<Self, FormatError> {
+        let (logical, hints) = open(bytes, KIND_INNER, &page.id, keys)?;
         let mut reader = Reader::new(OBJECT, logical);
         let found = reader.u8()?;
         if found != level || level == 0 || level > TREE_LEVELS_MAX {
@@ -190,7 +197,7 @@ impl Inner {
         if count == 0 || count > FAN_OUT {
             return Err(reader.range("children", count as u64));
         }
-        let mut hints = HintReader::new(hints)?;
+        let mut hints = HintReader::new(hints, page.location.pack)?;
         let mut children = Vec::with_capacity(count);
         for _ in 0..count {
             children.push(match reader.u8()? {
@@ -332,7 +339,8 @@ struct HintReader<'a> {
 }
 
 impl<'a> HintReader<'a> {
-    fn new(bytes: &'a [u8]) -> Result<Self, FormatError> {
+    /// `own` is the pack that the page lies in.
+    fn new(bytes: &'a [u8], own: PackId) -> Result<Self, FormatError> {
         let mut reader = Reader::new(OBJECT, bytes);
         let count = reader.varint("pack count")?;
         if u64::from(count) * 32 > reader.remaining() as u64 {
@@ -340,7 +348,8 @@ impl<'a> HintReader<'a> {
         }
         let mut packs = Vec::with_capacity(count as usize);
         for _ in 0..count {
-            packs.push(PackId(reader.array()?));
+            let pack = PackId(reader.array()?);
+            packs.push(if pack == PackId::OWN { own } else { pack });
         }
         Ok(Self {
             reader,
