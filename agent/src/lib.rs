@@ -5,18 +5,25 @@
 //! | Rank | Module | Purpose |
 //! |---|---|---|
 //! | 0 | [`error`] | errors whose kind says what to do |
+//! | 0 | [`clock`], [`progress`] | the doors to clock and chance; counters of a running job |
 //! | 0 | [`format`] | image formats, and how they are told apart |
 //! | 1 | `sparse`, `qemu` | holes in files; QEMU's tools as child processes |
 //! | 1 | [`chunk`] | where chunks end, partition phase |
 //! | 2 | [`store`] | object storage behind one door: folder, S3, Azure, GCS, memory |
 //! | 1 | [`nbd`] | Network Block Device: client and server |
 //! | 2 | [`source`], [`target`] | disks to read and to write |
+//! | 3 | [`repository`] | log, packs, index, trees, recovery points |
+//! | 4 | [`replicate`] | the way out: backup |
 
 pub mod chunk;
+pub mod clock;
 pub mod error;
 pub mod format;
 pub mod nbd;
+pub mod progress;
 mod qemu;
+pub mod replicate;
+pub mod repository;
 pub mod source;
 mod sparse;
 pub mod store;

@@ -1,0 +1,536 @@
+//! The way out: disks into the repository.
+//!
+//! ```text
+//! cutting threads (one a core)            one thread              runtime
+//! read → cut → name → known? → compress ──► seal into packs ──────► put ──► index ──┐
+//!             └ leaves ───────────────────► trees of pages ───────► put             │
+//!                                                                  commit ◄─────────┘
+//! ```
+//!
+//! Every stage is bounded and pushes back on the one before it; memory does not grow with the disk.
+//! The point becomes visible by one log record at the very end. Before that record is appended it is
+//! decided anew whether every pack that the point needs is still there: a pack that was swept
+//! meanwhile sends the run back to the disks, where all else is found to be known already.
+
+mod assemble;
+mod claims;
+mod draft;
+mod publish;
+mod worker;
+
+use crate::chunk::{SPAN_BYTES, partition};
+use crate::clock;
+use crate::error::{Error, Kind, Result};
+use crate::progress::Progress;
+use crate::repository::point::as_optional_text;
+use crate::repository::tree::TreeReader;
+use crate::repository::{Point, Repository, blocking};
+use crate::source::Source;
+use assemble::{Assembled, Landed, assembler};
+use claims::Claims;
+use publish::{Published, Publisher};
+use serde::Serialize;
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::thread;
+use tidegate_protocol::ids::{PackId, PointId, RunId};
+use tidegate_protocol::page;
+use tidegate_protocol::record::{self, Body, Consistency, PointCommitted, StoredPageRef};
+use tokio_util::sync::CancellationToken;
+use worker::{Disk, Finished, Made, Parent, Shared, Worker};
+
+/// Frames and spans on their way to the assembling thread.
+const MADE_IN_FLIGHT: usize = 16;
+
+/// How often a run goes back to the disks because a pack it needs was swept meanwhile.
+const RUNS_MAX: usize = 3;
+
+/// A machine to back up.
+pub struct BackupRequest {
+    /// The machine, as the operator names it.
+    pub machine: String,
+    /// Its disks.
+    pub disks: Vec<DiskToBackUp>,
+    /// This host's name.
+    pub host: String,
+    /// Find out what would be stored, and store nothing.
+    pub dry_run: bool,
+    /// How to go about it.
+    pub settings: BackupSettings,
+}
+
+/// A disk to back up.
+#[derive(Clone)]
+pub struct DiskToBackUp {
+    /// Its name within the machine; by it the parent point's disk is found.
+    pub name: String,
+    /// Its bytes.
+    pub source: Arc<dyn Source>,
+    /// The image's format, for people.
+    pub format: String,
+}
+
+/// How a backup goes about its work.
+#[derive(Debug, Clone)]
+pub struct BackupSettings {
+    /// Cutting threads; by default one for each core.
+    pub workers: usize,
+    /// zstd level, 1 to 19, or negative for faster; 3 by default.
+    pub compression_level: i32,
+    /// Size at which a pack is full, in bytes; 32 MiB by default.
+    pub pack_bytes: u32,
+    /// Packs uploaded at the same time; each takes its size in memory.
+    pub uploads_in_flight: usize,
+}
+
+impl Default for BackupSettings {
+    fn default() -> Self {
+        Self {
+            workers: thread::available_parallelism().map_or(2, usize::from),
+            compression_level: 3,
+            pack_bytes: 32 << 20,
+            uploads_in_flight: 3,
+        }
+    }
+}
+
+/// Whether there was a point to compare with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// There was none.
+    Full,
+    /// Only what differs from the parent point was stored.
+    Incremental,
+}
+
+/// What a backup came to.
+#[derive(Debug, Clone, Serialize)]
+pub struct BackupSummary {
+    /// The new recovery point; none on a dry run.
+    #[serde(serialize_with = "as_optional_text")]
+    pub point: Option<PointId>,
+    /// The machine.
+    pub machine: String,
+    /// Sum of the disks' sizes, in bytes.
+    pub virtual_bytes: u64,
+    /// Bytes that are not holes.
+    pub allocated_bytes: u64,
+    /// Bytes read from the disks.
+    pub read_bytes: u64,
+    /// Bytes of chunks that the repository did not have.
+    pub new_bytes: u64,
+    /// Bytes uploaded: packs and index segments.
+    pub stored_bytes: u64,
+    /// Chunks seen.
+    pub chunks: u64,
+    /// Packs uploaded.
+    pub packs: u64,
+    /// Requests sent to the store.
+    pub requests: u64,
+    /// How long it took.
+    pub seconds: f64,
+    /// Full or incremental.
+    pub mode: Mode,
+    /// Why that mode, and how changes were found.
+    pub reason: String,
+}
+
+/// What the cutting threads count.
+#[derive(Debug, Clone, Copy, Default)]
+struct Totals {
+    allocated_bytes: u64,
+    read_bytes: u64,
+    new_bytes: u64,
+    chunks: u64,
+}
+
+/// Backs a machine up.
+///
+/// # Errors
+/// [`Kind::Interrupted`] after `stop`: what had landed by then is found by the next run.
+pub async fn backup(
+    repository: &Arc<Repository>,
+    request: BackupRequest,
+    progress: Arc<Progress>,
+    stop: CancellationToken,
+) -> Result<BackupSummary> {
+    check(&request)?;
+    let started = std::time::Instant::now();
+    let requests_before = repository.store().requests().total();
+    let taken_unix_ns = clock::now_unix_ns();
+    let request = Arc::new(request);
+    let virtual_bytes: u64 = request
+        .disks
+        .iter()
+        .map(|disk| disk.source.size_bytes())
+        .sum();
+    progress.add_total(virtual_bytes);
+    let mut total = Totals::default();
+    let mut packs = 0;
+    let mut stored_bytes = 0;
+    let mut runs = 0;
+    loop {
+        runs += 1;
+        let parent = repository.points(Some(&request.machine))?.pop();
+        let outcome = run(repository, &request, parent.as_ref(), &progress, &stop).await?;
+        total.read_bytes += outcome.totals.read_bytes;
+        total.new_bytes += outcome.totals.new_bytes;
+        total.allocated_bytes = outcome.totals.allocated_bytes;
+        total.chunks = outcome.totals.chunks;
+        packs += outcome.published.packs;
+        stored_bytes += outcome.stored_bytes;
+        let mut summary = BackupSummary {
+            point: None,
+            machine: request.machine.clone(),
+            virtual_bytes,
+            allocated_bytes: total.allocated_bytes,
+            read_bytes: total.read_bytes,
+            new_bytes: total.new_bytes,
+            stored_bytes,
+            chunks: total.chunks,
+            packs,
+            requests: 0,
+            seconds: 0.0,
+            mode: match parent {
+                Some(_) => Mode::Incremental,
+                None => Mode::Full,
+            },
+            reason: reason(parent.as_ref(), &outcome),
+        };
+        if !request.dry_run {
+            let point = PointId(clock::random()?);
+            let body = point_record(
+                point,
+                &request,
+                parent.as_ref(),
+                &outcome,
+                &summary,
+                taken_unix_ns,
+            );
+            let committed = repository
+                .append(|repository| {
+                    let lost = repository.catalogue().lost_packs()?;
+                    if outcome.referenced.is_disjoint(&lost) {
+                        return Ok(body.clone());
+                    }
+                    Err(Error::new(
+                        Kind::Conflict,
+                        format!(
+                            "{}: packs that the new point needs were swept meanwhile",
+                            request.machine
+                        ),
+                    )
+                    .advise("run the backup again"))
+                })
+                .await;
+            match committed {
+                Ok(_) => summary.point = Some(point),
+                Err(error) if error.kind() == Kind::Conflict && runs < RUNS_MAX => {
+                    tracing::warn!(
+                        error = error.chain(),
+                        "reading the disks again for what is missing"
+                    );
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        summary.requests = repository.store().requests().total() - requests_before;
+        summary.seconds = started.elapsed().as_secs_f64();
+        return Ok(summary);
+    }
+}
+
+/// One pass over the disks.
+struct Outcome {
+    totals: Totals,
+    referenced: HashSet<PackId>,
+    published: Published,
+    assembled: Assembled,
+    run: RunId,
+    stored_bytes: u64,
+    parent_damaged: bool,
+}
+
+async fn run(
+    repository: &Arc<Repository>,
+    request: &Arc<BackupRequest>,
+    parent: Option<&Point>,
+    progress: &Arc<Progress>,
+    stop: &CancellationToken,
+) -> Result<Outcome> {
+    let index = repository.index().await?;
+    let claims = Arc::new(Claims::default());
+    let landed: Arc<Landed> = Arc::default();
+    let run = RunId(clock::random()?);
+    let shared = Shared {
+        repository: Arc::clone(repository),
+        disks: open_disks(repository, request, parent).await?,
+        index: Arc::clone(&index),
+        claims,
+        settings: request.settings.clone(),
+        progress: Arc::clone(progress),
+        stop: stop.child_token(),
+        runtime: tokio::runtime::Handle::current(),
+        next_span: AtomicU64::new(0),
+    };
+    let (to_publish, packs) = tokio::sync::mpsc::channel(1);
+    let (publisher, to_publish) = if request.dry_run {
+        (None, None)
+    } else {
+        let publisher = Publisher {
+            repository: Arc::clone(repository),
+            index,
+            landed: Arc::clone(&landed),
+            progress: Arc::clone(progress),
+            run,
+            machine: request.machine.clone(),
+            uploads_in_flight: request.settings.uploads_in_flight.max(1),
+        };
+        (Some(tokio::spawn(publisher.run(packs))), Some(to_publish))
+    };
+    let cut = blocking(move || {
+        let done = run_threads(&shared, to_publish, landed);
+        let damaged = shared
+            .disks
+            .iter()
+            .filter_map(|disk| disk.parent.as_ref())
+            .any(|parent| parent.damaged.load(Ordering::Relaxed));
+        done.map(|(finished, assembled)| (finished, assembled, damaged))
+    })
+    .await;
+    let published = match publisher {
+        None => Ok(Published::default()),
+        Some(publisher) => publisher.await.unwrap_or_else(|error| {
+            Err(Error::new(Kind::Bug, "the publishing task broke down").caused_by(error))
+        }),
+    };
+    // What the store said comes first: the threads only noticed that nobody listens any more.
+    let published = published?;
+    let (finished, assembled, parent_damaged) = cut?;
+    if stop.is_cancelled() {
+        if !published.segments.is_empty() {
+            let segments = &published.segments;
+            Publisher::announce_abandoned(repository, run, &request.machine, segments).await?;
+        }
+        return Err(Error::new(
+            Kind::Interrupted,
+            format!("the backup of {} was stopped as asked", request.machine),
+        )
+        .advise("run it again: it goes on from what has landed"));
+    }
+    let mut referenced = finished.referenced;
+    referenced.extend(&assembled.referenced);
+    Ok(Outcome {
+        totals: finished.totals,
+        referenced,
+        stored_bytes: match request.dry_run {
+            true => assembled.stored_bytes,
+            false => published.stored_bytes,
+        },
+        published,
+        assembled,
+        run,
+        parent_damaged,
+    })
+}
+
+fn run_threads(
+    shared: &Shared,
+    to_publish: Option<tokio::sync::mpsc::Sender<publish::ToPublish>>,
+    landed: Arc<Landed>,
+) -> Result<(Finished, Assembled)> {
+    let (made, taken) = mpsc::sync_channel::<Made>(MADE_IN_FLIGHT);
+    let assembler = assembler(shared, to_publish, landed)?;
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..shared.settings.workers.max(1))
+            .map(|_| {
+                let made = made.clone();
+                scope.spawn(move || {
+                    let finished = Worker::new(shared, made).and_then(Worker::run);
+                    if finished.is_err() {
+                        shared.stop.cancel();
+                    }
+                    finished
+                })
+            })
+            .collect();
+        drop(made);
+        let assembled = assembler.run(&taken);
+        // Workers that still want to send find nobody there.
+        drop(taken);
+        if assembled.is_err() {
+            shared.stop.cancel();
+        }
+        let mut sum = Finished::default();
+        let mut failure = None;
+        for worker in workers {
+            match worker.join() {
+                Ok(Ok(finished)) => sum.add(finished),
+                Ok(Err(error)) => failure = Some(worse(failure, error)),
+                Err(_) => failure = Some(Error::new(Kind::Bug, "a cutting thread broke down")),
+            }
+        }
+        match (assembled, failure) {
+            (Err(error), failure) => Err(worse(failure, error)),
+            (_, Some(error)) => Err(error),
+            (Ok(assembled), None) => Ok((sum, assembled)),
+        }
+    })
+}
+
+/// Of two errors of one run, the one that is not merely the echo of the other.
+fn worse(before: Option<Error>, now: Error) -> Error {
+    match before {
+        Some(before) if before.kind() != Kind::Interrupted => before,
+        _ => now,
+    }
+}
+
+impl Finished {
+    fn add(&mut self, other: Self) {
+        self.totals.allocated_bytes += other.totals.allocated_bytes;
+        self.totals.read_bytes += other.totals.read_bytes;
+        self.totals.new_bytes += other.totals.new_bytes;
+        self.totals.chunks += other.totals.chunks;
+        self.referenced.extend(other.referenced);
+    }
+}
+
+async fn open_disks(
+    repository: &Arc<Repository>,
+    request: &Arc<BackupRequest>,
+    parent: Option<&Point>,
+) -> Result<Vec<Disk>> {
+    let mut disks = Vec::with_capacity(request.disks.len());
+    for disk in &request.disks {
+        let source = Arc::clone(&disk.source);
+        let size_bytes = source.size_bytes();
+        let (source, regions) = blocking(move || {
+            let mut reader = source.reader()?;
+            let regions = partition::regions(size_bytes, &mut |offset, buffer| {
+                reader.read_at(offset, buffer)
+            })?;
+            drop(reader);
+            Ok((source, regions))
+        })
+        .await?;
+        let old = parent.and_then(|point| point.disks.iter().find(|old| old.name == disk.name));
+        disks.push(Disk {
+            source,
+            size_bytes,
+            regions,
+            parent: old.map(|old| Parent {
+                tree: TreeReader::new(repository, old),
+                damaged: AtomicBool::new(false),
+            }),
+        });
+    }
+    Ok(disks)
+}
+
+fn check(request: &BackupRequest) -> Result<()> {
+    let bad = |what: String| Err(Error::new(Kind::Config, what));
+    if request.disks.is_empty() {
+        return bad(format!("machine {:?} has no disks", request.machine));
+    }
+    let name_is_fit = |name: &str| {
+        !name.is_empty()
+            && name.len() <= 255
+            && !name.contains(['@', '/'])
+            && !name.contains(char::is_control)
+    };
+    if !name_is_fit(&request.machine) {
+        return bad(format!(
+            "{:?} is no name for a machine: 1 to 255 bytes without '@', '/' and control characters",
+            request.machine
+        ));
+    }
+    let mut names = HashSet::new();
+    for disk in &request.disks {
+        if !name_is_fit(&disk.name) || !names.insert(&disk.name) {
+            return bad(format!(
+                "{:?} is no name for a disk of {}: it must be unique, without '@', '/' and control characters",
+                disk.name, request.machine
+            ));
+        }
+        if page::tree_levels(disk.source.size_bytes()).is_none() {
+            return bad(format!(
+                "{} is larger than a disk can be",
+                disk.source.describe()
+            ));
+        }
+    }
+    let packs = SPAN_BYTES..=u64::from(tidegate_protocol::limits::PACK_BYTES_MAX) / 2;
+    if u64::from(request.settings.pack_bytes) > *packs.end() {
+        return bad(format!(
+            "packs of {} bytes are too large: at most {}",
+            request.settings.pack_bytes,
+            packs.end()
+        ));
+    }
+    Ok(())
+}
+
+fn reason(parent: Option<&Point>, outcome: &Outcome) -> String {
+    match parent {
+        None => "first recovery point of this machine".to_owned(),
+        Some(point) if outcome.parent_damaged => format!(
+            "the tree of point {} is damaged: compared with all that the repository has",
+            point.id.short()
+        ),
+        Some(point) => format!(
+            "no change tracking: all data was read and compared with point {}",
+            point.id.short()
+        ),
+    }
+}
+
+fn point_record(
+    point: PointId,
+    request: &BackupRequest,
+    parent: Option<&Point>,
+    outcome: &Outcome,
+    summary: &BackupSummary,
+    taken_unix_ns: u64,
+) -> Body {
+    Body::PointCommitted(PointCommitted {
+        point: point.0.to_vec(),
+        machine: request.machine.clone(),
+        disks: request
+            .disks
+            .iter()
+            .zip(&outcome.assembled.roots)
+            .map(|(disk, root)| record::Disk {
+                name: disk.name.clone(),
+                size_bytes: disk.source.size_bytes(),
+                root: root.as_ref().map(StoredPageRef::encode),
+                source_format: disk.format.clone(),
+            })
+            .collect(),
+        parent: parent.map_or_else(Vec::new, |point| point.id.0.to_vec()),
+        consistency: Consistency::Offline.tag(),
+        taken_unix_ns,
+        finished_unix_ns: clock::now_unix_ns(),
+        segments: outcome
+            .published
+            .segments
+            .iter()
+            .map(|id| id.0.to_vec())
+            .collect(),
+        tree_packs: outcome.published.tree_packs.clone(),
+        run: outcome.run.0.to_vec(),
+        host: request.host.clone(),
+        totals: Some(record::Totals {
+            virtual_bytes: summary.virtual_bytes,
+            allocated_bytes: summary.allocated_bytes,
+            read_bytes: summary.read_bytes,
+            new_bytes: summary.new_bytes,
+            stored_bytes: summary.stored_bytes,
+            chunks: summary.chunks,
+        }),
+    })
+}

@@ -1,0 +1,309 @@
+//! One thread owns the open pack and the trees: it takes what the cutting threads make, puts frames
+//! into packs, gives pending chunks their place once their pack has a name, and writes the trees.
+//!
+//! ```text
+//! frames ──► open pack ──full──► named ──► publisher
+//!                                  │
+//! leaves ──► waiting ◄──places─────┘
+//!               └────all placed────► tree ──► tree packs ──► publisher
+//! ```
+
+use super::claims::Claims;
+use super::draft::{self, DraftExtent, LeafDraft};
+use super::publish::ToPublish;
+use super::worker::{Disk, Made, Shared};
+use crate::clock;
+use crate::error::{Error, Kind, Result};
+use crate::repository::index::IndexReader;
+use crate::repository::tree::{LeafContent, OldTree, TreeWriter};
+use std::collections::{HashMap, HashSet};
+use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Mutex, PoisonError};
+use tidegate_protocol::ids::{ChunkId, PackId};
+use tidegate_protocol::keys::{Keys, Secret};
+use tidegate_protocol::pack::{Location, PackKind, PackRandom, PackWriter};
+use tidegate_protocol::page::{Inner, PageRef};
+use tokio::sync::mpsc::Sender;
+
+/// Extents of waiting leaves beyond which the open pack is closed early, so that memory stays
+/// bounded when little of much is new: about 50 MB.
+const WAITING_EXTENTS_MAX: usize = 400_000;
+
+/// Packs that have landed, on their way back from the publisher.
+pub(super) type Landed = Mutex<Vec<Vec<ChunkId>>>;
+
+/// What the run's disks came to.
+pub(super) struct Assembled {
+    /// Every disk's root; empty when the run was stopped.
+    pub(super) roots: Vec<Option<PageRef>>,
+    /// Tree packs of the parent that the new trees refer to.
+    pub(super) referenced: HashSet<PackId>,
+    /// Bytes of packs, also on a dry run.
+    pub(super) stored_bytes: u64,
+}
+
+pub(super) struct Assembler<'a, F> {
+    shared: &'a Shared,
+    out: Option<Sender<ToPublish>>,
+    landed: Arc<Landed>,
+    tree: TreeWriter<'a, F>,
+    old: OldTrees<'a>,
+    index: IndexReader,
+    pack: Option<PackWriter>,
+    /// Chunks of the open pack.
+    open: Vec<(ChunkId, Location)>,
+    /// Chunks of this run whose packs have a name and have not landed.
+    places: HashMap<ChunkId, Location>,
+    waiting: Vec<Waiting>,
+    waiting_extents: usize,
+    stored_bytes: u64,
+}
+
+struct Waiting {
+    disk: usize,
+    index: u64,
+    extents: Vec<DraftExtent>,
+}
+
+/// `out` is absent on a dry run.
+pub(super) fn assembler<'a>(
+    shared: &'a Shared,
+    out: Option<Sender<ToPublish>>,
+    landed: Arc<Landed>,
+) -> Result<Assembler<'a, impl FnMut() -> Result<PackRandom>>> {
+    let sizes: Vec<u64> = shared.disks.iter().map(|disk| disk.size_bytes).collect();
+    let pack_bytes = shared.settings.pack_bytes as usize;
+    Ok(Assembler {
+        tree: TreeWriter::new(shared.repository.keys(), &sizes, pack_bytes, pack_random)?,
+        old: OldTrees {
+            disks: &shared.disks,
+            runtime: &shared.runtime,
+            referenced: HashSet::new(),
+        },
+        index: shared.index.reader()?,
+        shared,
+        out,
+        landed,
+        pack: None,
+        open: Vec::new(),
+        places: HashMap::new(),
+        waiting: Vec::new(),
+        waiting_extents: 0,
+        stored_bytes: 0,
+    })
+}
+
+impl<F: FnMut() -> Result<PackRandom>> Assembler<'_, F> {
+    /// Takes everything that the cutting threads make, until they are gone.
+    pub(super) fn run(mut self, made: &Receiver<Made>) -> Result<Assembled> {
+        while let Ok(made) = made.recv() {
+            self.forget_landed();
+            match made {
+                Made::Frame { payload, items } => self.frame(&payload, &items)?,
+                Made::Span { disk, leaves } => {
+                    for (index, leaf) in leaves {
+                        self.leaf(disk, index, leaf)?;
+                    }
+                    self.send_tree_packs()?;
+                }
+            }
+        }
+        self.close_pack()?;
+        let mut assembled = Assembled {
+            roots: Vec::new(),
+            referenced: HashSet::new(),
+            stored_bytes: self.stored_bytes,
+        };
+        if self.shared.stop.is_cancelled() {
+            return Ok(assembled);
+        }
+        if !self.waiting.is_empty() {
+            return Err(Error::new(
+                Kind::Bug,
+                "a leaf waits for a chunk that nobody stores",
+            ));
+        }
+        let (trees, packs) = self.tree.finish(&mut self.old)?;
+        for pack in packs {
+            assembled.stored_bytes += pack.bytes.len() as u64;
+            publish(self.out.as_ref(), ToPublish::tree(pack))?;
+        }
+        assembled.roots = trees.roots;
+        assembled.referenced = self.old.referenced;
+        Ok(assembled)
+    }
+
+    fn frame(&mut self, payload: &[u8], items: &[(ChunkId, u32)]) -> Result<()> {
+        let keys = self.shared.repository.keys();
+        let mut pack = match self.pack.take() {
+            Some(pack) => pack,
+            None => new_data_pack(keys, self.shared.settings.pack_bytes as usize)?,
+        };
+        let range = pack.push(
+            payload,
+            items.iter().map(|(chunk, length)| (chunk.0, *length)),
+        );
+        let mut offset_in_frame = 0;
+        for (chunk, length) in items {
+            self.open.push((
+                *chunk,
+                Location {
+                    pack: PackId::OWN,
+                    frame_offset: range.start,
+                    frame_bytes: range.end - range.start,
+                    offset_in_frame,
+                    length: *length,
+                },
+            ));
+            offset_in_frame += length;
+        }
+        let full = pack.len() >= self.shared.settings.pack_bytes as usize;
+        self.pack = Some(pack);
+        if full {
+            self.close_pack()?;
+        }
+        Ok(())
+    }
+
+    /// Names the open pack, sends it on its way, and places what waited for it.
+    fn close_pack(&mut self) -> Result<()> {
+        let Some(pack) = self.pack.take() else {
+            return Ok(());
+        };
+        let sealed = pack.finish();
+        self.stored_bytes += sealed.bytes.len() as u64;
+        let mut chunks = std::mem::take(&mut self.open);
+        for (chunk, location) in &mut chunks {
+            location.pack = sealed.id;
+            self.places.insert(*chunk, *location);
+        }
+        publish(self.out.as_ref(), ToPublish::data(sealed, chunks))?;
+        let waiting = std::mem::take(&mut self.waiting);
+        self.waiting_extents = 0;
+        for leaf in waiting {
+            self.settle(leaf)?;
+        }
+        self.send_tree_packs()
+    }
+
+    fn leaf(&mut self, disk: usize, index: u64, leaf: LeafDraft) -> Result<()> {
+        match leaf {
+            LeafDraft::Ready(content) => self.place(disk, index, content),
+            LeafDraft::Waiting(extents) => {
+                self.settle(Waiting {
+                    disk,
+                    index,
+                    extents,
+                })?;
+                if self.waiting_extents > WAITING_EXTENTS_MAX {
+                    self.close_pack()?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Puts the leaf into the tree if all its chunks have a place, or lets it wait.
+    fn settle(&mut self, leaf: Waiting) -> Result<()> {
+        let (places, index) = (&self.places, &mut self.index);
+        let mut failure = None;
+        let settled = draft::settle(&leaf.extents, |chunk| {
+            places.get(chunk).copied().or_else(|| {
+                // Its pack may have landed meanwhile: then the index has it.
+                index.known(chunk).unwrap_or_else(|error| {
+                    failure = Some(error);
+                    None
+                })
+            })
+        });
+        if let Some(error) = failure {
+            return Err(error);
+        }
+        match settled {
+            Some(settled) => {
+                let content = draft::content(&settled, self.shared.repository.keys());
+                self.place(leaf.disk, leaf.index, content)
+            }
+            None => {
+                self.waiting_extents += leaf.extents.len();
+                self.waiting.push(leaf);
+                Ok(())
+            }
+        }
+    }
+
+    fn place(&mut self, disk: usize, index: u64, content: LeafContent) -> Result<()> {
+        self.tree.leaf(disk, index, content, &mut self.old)
+    }
+
+    fn send_tree_packs(&mut self) -> Result<()> {
+        for pack in self.tree.take_finished() {
+            self.stored_bytes += pack.bytes.len() as u64;
+            publish(self.out.as_ref(), ToPublish::tree(pack))?;
+        }
+        Ok(())
+    }
+
+    /// Chunks that the index knows by now need no memory of ours.
+    fn forget_landed(&mut self) {
+        let landed =
+            std::mem::take(&mut *self.landed.lock().unwrap_or_else(PoisonError::into_inner));
+        for chunk in landed.iter().flatten() {
+            self.places.remove(chunk);
+            release(&self.shared.claims, chunk);
+        }
+    }
+}
+
+fn release(claims: &Claims, chunk: &ChunkId) {
+    claims.release(chunk);
+}
+
+fn publish(out: Option<&Sender<ToPublish>>, pack: ToPublish) -> Result<()> {
+    match out {
+        None => Ok(()),
+        Some(out) => out
+            .blocking_send(pack)
+            .map_err(|_| Error::new(Kind::Interrupted, "another part of the run failed")),
+    }
+}
+
+fn new_data_pack(keys: &Keys, pack_bytes: usize) -> Result<PackWriter> {
+    // Room for the last frame and the footer, so that the buffer never moves.
+    let buffer = Vec::with_capacity(pack_bytes + (2 << 20));
+    PackWriter::new(PackKind::Data, keys, pack_random()?, buffer)
+        .map_err(|error| Error::new(Kind::Bug, "a pack cannot be begun").caused_by(error))
+}
+
+fn pack_random() -> Result<PackRandom> {
+    Ok(PackRandom {
+        salt: clock::random()?,
+        key: Secret(clock::random()?),
+        seed: Secret(clock::random()?),
+    })
+}
+
+/// The parent point's trees, for the tree writer.
+struct OldTrees<'a> {
+    disks: &'a [Disk],
+    runtime: &'a tokio::runtime::Handle,
+    referenced: HashSet<PackId>,
+}
+
+impl OldTree for OldTrees<'_> {
+    fn inner(
+        &mut self,
+        disk: usize,
+        level: u8,
+        index: u64,
+    ) -> Result<Option<(PageRef, Arc<Inner>)>> {
+        let Some(parent) = self.disks.get(disk).and_then(|disk| disk.parent.as_ref()) else {
+            return Ok(None);
+        };
+        let found = self.runtime.block_on(parent.tree.inner(level, index))?;
+        if let Some((page, _)) = &found {
+            self.referenced.insert(page.location.pack);
+        }
+        Ok(found)
+    }
+}

@@ -1,0 +1,498 @@
+//! The repository: the log, packs, index and trees in one bucket, and this machine's cache of them.
+//!
+//! | Part | Purpose |
+//! |---|---|
+//! | [`log`] | reading and appending records: the commit protocol |
+//! | [`catalogue`] | the state that the log amounts to, in local SQLite |
+//! | [`index`] | chunk id → location |
+//! | [`point`] | recovery points and how they are named |
+//! | [`keyring`] | key files and slots |
+//! | [`fetch`] | ranged reads of packs, opened and checked |
+//! | [`pages`] | tree pages: read and cached |
+//! | [`tree`] | walking a disk's tree, writing a new one |
+//!
+//! Invariant: nothing read from the bucket is believed before its seal, hash or signature was
+//! checked, and nothing becomes visible to others but by an append to the log.
+
+pub mod catalogue;
+pub mod fetch;
+pub mod index;
+pub mod keyring;
+pub mod log;
+pub mod pages;
+pub mod point;
+pub mod tree;
+
+pub use keyring::{KeyInfo, open_slot, read_key_file, write_key_file};
+pub use point::{Point, PointDisk, PointTotals, Selector};
+
+use crate::clock;
+use crate::error::{Error, Kind, Result};
+use crate::store::{Created, Store};
+use catalogue::Catalogue;
+use futures::{StreamExt, TryStreamExt, stream};
+use index::Index;
+use pages::PageCache;
+use point::as_text;
+use serde::Serialize;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use tidegate_protocol::descriptor::{self, ChunkerParams, Descriptor, FORMAT_VERSION};
+use tidegate_protocol::ids::{KeyId, RepositoryId, SegmentId};
+use tidegate_protocol::keys::{Keys, Level, RepositorySecret, Secret};
+use tidegate_protocol::limits::{SEGMENT_BYTES_MAX, SMALL_OBJECT_BYTES_MAX};
+use tidegate_protocol::record::{self, Body, Head};
+use tidegate_protocol::segment::Segment;
+use tidegate_protocol::{FormatError, checkpoint};
+
+/// Index segments read at the same time.
+const SEGMENTS_IN_FLIGHT: usize = 4;
+
+const CATALOGUE_FILE: &str = "catalogue.sqlite";
+const TREE_FOLDER: &str = "tree";
+
+/// An open repository.
+pub struct Repository {
+    store: Store,
+    keys: Keys,
+    descriptor: Descriptor,
+    catalogue: Arc<Catalogue>,
+    pages: PageCache,
+    pack_keys: fetch::PackKeys,
+    index: OnceLock<Arc<Index>>,
+}
+
+/// The keys of a new repository, one of each level.
+pub struct NewKeys {
+    /// For hosts.
+    pub host: Keys,
+    /// For gateways and maintenance.
+    pub maintenance: Keys,
+    /// For restores: to be kept apart, and safe.
+    pub restore: Keys,
+}
+
+/// What a repository is.
+#[derive(Debug, Clone, Serialize)]
+pub struct RepositoryInfo {
+    /// Its name.
+    #[serde(serialize_with = "as_text")]
+    pub repository: RepositoryId,
+    /// Where it is.
+    pub location: String,
+    /// Version of its format.
+    pub format_version: u32,
+    /// When it was made, Unix time in nanoseconds.
+    pub created_unix_ns: u64,
+    /// How disks are cut, in words.
+    pub chunker: String,
+    /// What the key in use may do.
+    #[serde(serialize_with = "as_text")]
+    pub key_level: Level,
+    /// The key in use.
+    #[serde(serialize_with = "as_text")]
+    pub key: KeyId,
+    /// Number of the last log record.
+    pub head: u64,
+    /// Machines with at least one point.
+    pub machines: u64,
+    /// Recovery points.
+    pub points: u64,
+    /// Index segments.
+    pub segments: u64,
+}
+
+/// What a repository takes, by listing it.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub struct RepositoryStats {
+    /// Machines with at least one point.
+    pub machines: u64,
+    /// Recovery points.
+    pub points: u64,
+    /// Virtual size of all points together, in bytes: what plain copies would take.
+    pub virtual_bytes: u64,
+    /// Bytes of all points that are not holes.
+    pub allocated_bytes: u64,
+    /// Different chunks.
+    pub chunks: u64,
+    /// Their bytes before compression.
+    pub chunk_bytes: u64,
+    /// Packs.
+    pub packs: u64,
+    /// Their bytes.
+    pub pack_bytes: u64,
+    /// Index segments.
+    pub segments: u64,
+    /// Their bytes.
+    pub segment_bytes: u64,
+    /// Log records.
+    pub records: u64,
+    /// Log checkpoints.
+    pub checkpoints: u64,
+    /// Bytes of records and checkpoints.
+    pub log_bytes: u64,
+}
+
+impl Repository {
+    /// Makes a repository: tries out the store, draws the secret, has `save_keys` make the keys
+    /// durable, and only then writes the descriptor. A crash before that leaves keys to nothing.
+    pub async fn init(
+        store: &Store,
+        chunker: ChunkerParams,
+        save_keys: impl FnOnce(&NewKeys) -> Result<()>,
+    ) -> Result<RepositoryId> {
+        chunker.validate().map_err(|error| {
+            Error::new(Kind::Config, "the chunker's parameters").caused_by(error)
+        })?;
+        if store.size(descriptor::OBJECT_KEY).await?.is_some() {
+            return Err(taken(store));
+        }
+        store.probe_create_only().await?;
+        let repository = RepositoryId(clock::random()?);
+        let secret = RepositorySecret(Secret(clock::random()?));
+        let now = clock::now_unix_ns();
+        let issue = |level| -> Result<Keys> {
+            Ok(secret.issue(level, repository, Secret(clock::random()?), now))
+        };
+        let keys = NewKeys {
+            host: issue(Level::Host)?,
+            maintenance: issue(Level::Maintenance)?,
+            restore: issue(Level::Restore)?,
+        };
+        save_keys(&keys)?;
+        let descriptor = Descriptor {
+            repository,
+            created_unix_ns: now,
+            chunker,
+            data_public: keys.restore.data_public(),
+            root_public: *keys.restore.root_public(),
+        };
+        let bytes = bytes::Bytes::from(descriptor.encode(&secret.root_key()));
+        let ours = match store.create(descriptor::OBJECT_KEY, bytes.clone()).await? {
+            Created::New => true,
+            Created::Exists => {
+                let there = store
+                    .get(descriptor::OBJECT_KEY, SMALL_OBJECT_BYTES_MAX.into())
+                    .await?;
+                there == bytes
+            }
+        };
+        if !ours {
+            return Err(taken(store));
+        }
+        // The log makes the first keys known, so that they can be listed and revoked. Should this
+        // not come about, the keys work all the same.
+        let mut head = Head::EMPTY;
+        for (keys_of, label) in [
+            (&keys.host, "host"),
+            (&keys.maintenance, "maintenance"),
+            (&keys.restore, "restore"),
+        ] {
+            let body = Body::KeyChanged(keyring::key_made(keys_of, label, None));
+            let bytes = bytes::Bytes::from(record::encode(
+                &body,
+                &head,
+                now,
+                clock::random()?,
+                &keys.restore,
+            ));
+            let number = head.number + 1;
+            match store
+                .create(&record::object_key(number), bytes.clone())
+                .await?
+            {
+                Created::New => {}
+                Created::Exists => break,
+            }
+            head = Head {
+                number,
+                hash: tidegate_protocol::ids::RecordHash::of(&bytes),
+            };
+        }
+        Ok(repository)
+    }
+
+    /// Opens with `keys`: checks the descriptor, opens the local cache below `cache_folder` and
+    /// replays the log.
+    pub async fn open(store: Store, keys: Keys, cache_folder: &Path) -> Result<Self> {
+        let repository = Self::open_cached(store, keys, cache_folder).await?;
+        repository.refresh().await?;
+        let own = repository.keys.identity().certificate.public.id();
+        if repository.catalogue.is_revoked(own)? {
+            return Err(Error::new(Kind::Denied, format!("key {own} was revoked"))
+                .advise("use another key; `tidegate key list` shows which ones stand"));
+        }
+        Ok(repository)
+    }
+
+    /// Throws this machine's cache away and builds it anew from the bucket.
+    pub async fn rebuild_cache(store: Store, keys: Keys, cache_folder: &Path) -> Result<Self> {
+        let folder = cache_folder.join(keys.repository().to_string());
+        let work = folder.clone();
+        blocking(move || {
+            catalogue::remove(&work.join(CATALOGUE_FILE))?;
+            match std::fs::remove_dir_all(work.join(TREE_FOLDER)) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io(
+                    format!("cannot remove {}", work.join(TREE_FOLDER).display()),
+                    error,
+                )),
+                _ => Ok(()),
+            }
+        })
+        .await?;
+        let repository = Self::open(store, keys, cache_folder).await?;
+        repository.index().await?;
+        Ok(repository)
+    }
+
+    async fn open_cached(store: Store, keys: Keys, cache_folder: &Path) -> Result<Self> {
+        let key = descriptor::OBJECT_KEY;
+        let bytes = store
+            .get(key, SMALL_OBJECT_BYTES_MAX.into())
+            .await
+            .map_err(|error| match error.kind() {
+                Kind::Missing => Error::new(
+                    Kind::Missing,
+                    format!("{}: there is no repository", store.label()),
+                )
+                .advise("check --repo; `tidegate init` makes a new repository")
+                .caused_by(error),
+                _ => error,
+            })?;
+        let descriptor = Descriptor::decode(&bytes).map_err(|error| damaged(&store, key, error))?;
+        if descriptor.repository != keys.repository()
+            || descriptor.root_public != *keys.root_public()
+        {
+            return Err(Error::new(
+                Kind::Denied,
+                format!(
+                    "{} is repository {}, the key belongs to {}",
+                    store.label(),
+                    descriptor.repository.short(),
+                    keys.repository().short()
+                ),
+            )
+            .advise("give the key that was made for this repository, or check --repo"));
+        }
+        let folder = cache_folder.join(keys.repository().to_string());
+        let (catalogue, pages) = blocking(move || {
+            std::fs::create_dir_all(&folder).map_err(|error| {
+                Error::io(
+                    format!("cannot make the cache folder {}", folder.display()),
+                    error,
+                )
+                .advise("name another folder with --cache-dir")
+            })?;
+            let catalogue = Catalogue::open(&folder.join(CATALOGUE_FILE))?;
+            Ok((catalogue, PageCache::new(&folder.join(TREE_FOLDER))))
+        })
+        .await?;
+        Ok(Self {
+            store,
+            keys,
+            descriptor,
+            catalogue: Arc::new(catalogue),
+            pages,
+            pack_keys: fetch::PackKeys::default(),
+            index: OnceLock::new(),
+        })
+    }
+
+    /// The store.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// The keys it was opened with.
+    pub fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
+    /// How its disks are cut.
+    pub fn chunker(&self) -> &ChunkerParams {
+        &self.descriptor.chunker
+    }
+
+    /// The replayed state.
+    pub fn catalogue(&self) -> &Arc<Catalogue> {
+        &self.catalogue
+    }
+
+    /// The chunk index, with all segments that the log names. A segment that cannot be read is
+    /// left out, with a warning: its chunks will be stored again when they are met.
+    pub async fn index(&self) -> Result<Arc<Index>> {
+        let index = match self.index.get() {
+            Some(index) => Arc::clone(index),
+            None => {
+                let catalogue = Arc::clone(&self.catalogue);
+                let opened = blocking(move || Index::open(catalogue)).await?;
+                Arc::clone(self.index.get_or_init(|| opened))
+            }
+        };
+        let wanted = self.catalogue.segments_to_load()?;
+        let mut segments = stream::iter(wanted)
+            .map(|id| async move { (id, self.read_segment(id).await) })
+            .buffer_unordered(SEGMENTS_IN_FLIGHT);
+        while let Some((id, segment)) = segments.next().await {
+            match segment {
+                Ok(segment) => {
+                    let index = Arc::clone(&index);
+                    blocking(move || index.add_segment(id, &segment)).await?;
+                }
+                Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Missing) => {
+                    index::unusable_segment(id, &error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(index)
+    }
+
+    async fn read_segment(&self, id: SegmentId) -> Result<Segment> {
+        let key = id.object_key();
+        let bytes = self.store.get(&key, SEGMENT_BYTES_MAX).await?;
+        let found = SegmentId::of(&bytes);
+        if found != id {
+            let error = FormatError::Hash {
+                object: "index segment",
+                expected: id.to_string(),
+                found: found.to_string(),
+            };
+            return Err(self.damaged(&key, error));
+        }
+        Segment::decode(&bytes, &self.keys).map_err(|error| self.damaged(&key, error))
+    }
+
+    /// What it is.
+    pub fn info(&self) -> Result<RepositoryInfo> {
+        let points = self.points(None)?;
+        Ok(RepositoryInfo {
+            repository: self.descriptor.repository,
+            location: self.store.label().to_owned(),
+            format_version: FORMAT_VERSION,
+            created_unix_ns: self.descriptor.created_unix_ns,
+            chunker: match self.descriptor.chunker {
+                ChunkerParams::BlockAligned {
+                    chunk_bytes_min,
+                    chunk_bytes_avg,
+                    chunk_bytes_max,
+                    eof_cut_bytes_min,
+                } => format!(
+                    "block-aligned {}/{}/{} KiB, end-of-file cut from {} KiB",
+                    chunk_bytes_min >> 10,
+                    chunk_bytes_avg >> 10,
+                    chunk_bytes_max >> 10,
+                    eof_cut_bytes_min >> 10
+                ),
+                ChunkerParams::Fixed { chunk_bytes } => format!("fixed {} KiB", chunk_bytes >> 10),
+            },
+            key_level: self.keys.level(),
+            key: self.keys.identity().certificate.public.id(),
+            head: self.catalogue.head()?.number,
+            machines: machines(&points),
+            points: points.len() as u64,
+            segments: self.catalogue.segment_count()?,
+        })
+    }
+
+    /// What it takes. Lists the whole bucket.
+    pub async fn stats(&self) -> Result<RepositoryStats> {
+        let points = self.points(None)?;
+        self.index().await?;
+        let (chunks, chunk_bytes) = self.catalogue.chunk_totals()?;
+        let mut stats = RepositoryStats {
+            machines: machines(&points),
+            points: points.len() as u64,
+            virtual_bytes: points.iter().map(|point| point.totals.virtual_bytes).sum(),
+            allocated_bytes: points
+                .iter()
+                .map(|point| point.totals.allocated_bytes)
+                .sum(),
+            chunks,
+            chunk_bytes,
+            ..RepositoryStats::default()
+        };
+        let mut entries = self.store.list("", None);
+        while let Some(entry) = entries.try_next().await? {
+            if entry.key.starts_with("packs/") {
+                stats.packs += 1;
+                stats.pack_bytes += entry.size_bytes;
+            } else if entry.key.starts_with("index/") {
+                stats.segments += 1;
+                stats.segment_bytes += entry.size_bytes;
+            } else if record::number_of(&entry.key).is_some() {
+                stats.records += 1;
+                stats.log_bytes += entry.size_bytes;
+            } else if checkpoint::number_of(&entry.key).is_some() {
+                stats.checkpoints += 1;
+                stats.log_bytes += entry.size_bytes;
+            }
+        }
+        Ok(stats)
+    }
+
+    fn index_follows(&self) -> Result<()> {
+        match self.index.get() {
+            Some(index) => index.refresh_unusable(),
+            None => Ok(()),
+        }
+    }
+
+    /// An object of the bucket that is not what it should be.
+    pub(crate) fn damaged(
+        &self,
+        key: &str,
+        cause: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Error {
+        damaged(&self.store, key, cause)
+    }
+}
+
+/// Runs work that blocks (files, SQLite, CPU) off the runtime's threads.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => Err(Error::new(Kind::Bug, "a worker thread broke down").caused_by(error)),
+    }
+}
+
+/// A right that the key at hand lacks.
+pub(crate) fn local_denied(error: &FormatError) -> Error {
+    Error::new(Kind::Denied, error.to_string())
+        .advise("give a key of a higher level with --key or TIDEGATE_KEY")
+}
+
+fn damaged(
+    store: &Store,
+    key: &str,
+    cause: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+) -> Error {
+    let cause = cause.into();
+    // A newer format is no damage, and a lacking right is no damage either.
+    match cause.downcast_ref::<FormatError>() {
+        Some(FormatError::Version { .. } | FormatError::Feature { .. }) => {
+            Error::new(Kind::Unsupported, format!("{}: {key} was written by a newer tidegate", store.label()))
+                .advise("upgrade tidegate on this machine")
+                .caused_by(cause)
+        }
+        Some(error @ FormatError::Right { .. }) => local_denied(error),
+        _ => Error::new(Kind::Corrupt, format!("{}: {key} is damaged", store.label()))
+            .advise("`tidegate verify --all` shows what it touches; bring it back from a copy or the bucket's versions")
+            .caused_by(cause),
+    }
+}
+
+fn taken(store: &Store) -> Error {
+    Error::new(
+        Kind::Conflict,
+        format!("{}: there is a repository already", store.label()),
+    )
+    .advise("choose another folder or prefix, or use the repository that is there")
+}
+
+fn machines(points: &[Point]) -> u64 {
+    let names: std::collections::HashSet<_> = points.iter().map(|point| &point.machine).collect();
+    names.len() as u64
+}

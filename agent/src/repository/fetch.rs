@@ -1,0 +1,391 @@
+//! Ranged reads of data packs: planned, fetched, opened and checked.
+//!
+//! Pure planning first ([`plan_reads`]): which ranges of which packs, in pack order, with small gaps
+//! read over rather than asked around. Then [`Repository::fetch`]: many reads in flight, every chunk
+//! checked against its id before anybody sees a byte of it. A location is a hint: where it is stale,
+//! the chunk index is asked.
+
+use super::{Repository, blocking, local_denied};
+use crate::error::{Error, Kind, Result};
+use bytes::Bytes;
+use futures::{StreamExt, stream};
+use quick_cache::sync::Cache;
+use std::ops::Range;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use tidegate_protocol::frame::FrameOpener;
+use tidegate_protocol::ids::{ChunkId, PackId};
+use tidegate_protocol::keys::ChunkNamer;
+use tidegate_protocol::pack::{FramesKey, HEADER_BYTES_MAX, Location, PackHeader};
+use tokio_util::sync::CancellationToken;
+
+/// Largest range of one read: large enough that the request's own cost does not count, small enough
+/// that several fit into memory.
+pub const READ_BYTES_MAX: u64 = 16 << 20;
+
+/// Bytes that are read for nothing rather than to send another request: what a line of 100 MB/s
+/// moves in 5 ms.
+const GAP_BYTES: u64 = 512 << 10;
+
+/// Beyond one read a pack, another is allowed for each such stretch: the cost that is promised.
+const STRETCH_BYTES: u64 = 8 << 20;
+
+/// Part of a chunk that somebody wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Want {
+    /// Where it goes on the disk, in bytes.
+    pub disk_offset: u64,
+    /// Its length in bytes.
+    pub length: u32,
+    /// The chunk.
+    pub chunk: ChunkId,
+    /// Where it begins in the chunk, in bytes.
+    pub offset: u32,
+    /// Where the chunk lies.
+    pub location: Location,
+}
+
+/// One ranged read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Read {
+    /// The pack.
+    pub pack: PackId,
+    /// The range of its bytes.
+    pub range: Range<u64>,
+    /// The wants that it serves, as a range of the sorted list.
+    pub wants: Range<usize>,
+}
+
+/// Sorts `wants` by pack and place, and plans the reads that serve them.
+pub fn plan_reads(wants: &mut [Want]) -> Vec<Read> {
+    wants.sort_unstable_by_key(|want| {
+        let at = &want.location;
+        (
+            at.pack,
+            at.frame_offset,
+            at.offset_in_frame,
+            want.disk_offset,
+        )
+    });
+    let mut reads = Vec::new();
+    let mut start = 0;
+    for group in wants.chunk_by(|a, b| a.location.pack == b.location.pack) {
+        plan_pack(group, start, &mut reads);
+        start += group.len();
+    }
+    reads
+}
+
+fn plan_pack(group: &[Want], first: usize, reads: &mut Vec<Read>) {
+    let Some(last) = group.last() else { return };
+    let before = reads.len();
+    let mut gap = GAP_BYTES;
+    loop {
+        plan_with_gap(group, first, gap, reads);
+        let allowed = 1 + last.location.frame_range().end / STRETCH_BYTES;
+        let used = (reads.len() - before) as u64;
+        if used <= allowed || gap > READ_BYTES_MAX {
+            return;
+        }
+        // Scattered wants: fewer, longer reads.
+        reads.truncate(before);
+        gap *= 2;
+    }
+}
+
+fn plan_with_gap(group: &[Want], first: usize, gap: u64, reads: &mut Vec<Read>) {
+    let mut open: Option<Read> = None;
+    for (number, want) in (first..).zip(group) {
+        let frame = want.location.frame_range();
+        match &mut open {
+            Some(read)
+                if frame.start <= read.range.end.saturating_add(gap)
+                    && frame.end.max(read.range.end) - read.range.start <= READ_BYTES_MAX =>
+            {
+                read.range.end = read.range.end.max(frame.end);
+                read.wants.end = number + 1;
+            }
+            _ => {
+                reads.extend(open.take());
+                // The pack's header has its key: take it along where it is near.
+                let start = if number == first && frame.start <= gap {
+                    0
+                } else {
+                    frame.start
+                };
+                open = Some(Read {
+                    pack: want.location.pack,
+                    range: start..frame.end,
+                    wants: number..number + 1,
+                });
+            }
+        }
+    }
+    reads.extend(open);
+}
+
+/// What takes fetched bytes: blocking, called from several threads at once.
+pub type Sink = dyn Fn(&Want, &[u8]) -> Result<()> + Send + Sync;
+
+/// Keys of data packs: opening one costs a curve multiplication and perhaps a request.
+pub(crate) struct PackKeys(Cache<PackId, Arc<FramesKey>>);
+
+impl Default for PackKeys {
+    fn default() -> Self {
+        Self(Cache::new(8192))
+    }
+}
+
+/// Reads of one fetch that are under way together.
+#[derive(Debug, Clone, Copy)]
+pub struct FetchSettings {
+    /// Reads in flight; each takes up to [`READ_BYTES_MAX`] of memory.
+    pub reads_in_flight: usize,
+}
+
+impl Repository {
+    /// Fetches what is wanted and hands it, checked, to `sink`. Returns the bytes fetched.
+    pub async fn fetch(
+        self: &Arc<Self>,
+        mut wants: Vec<Want>,
+        settings: FetchSettings,
+        sink: &Arc<Sink>,
+        stop: &CancellationToken,
+    ) -> Result<u64> {
+        let namer = self
+            .keys
+            .chunk_namer()
+            .map_err(|error| local_denied(&error))?;
+        self.keys
+            .data_private()
+            .map_err(|error| local_denied(&error))?;
+        let reads = plan_reads(&mut wants);
+        let wants: Arc<[Want]> = wants.into();
+        let mut tasks = stream::iter(reads)
+            .map(|read| {
+                let (wants, namer, sink) = (Arc::clone(&wants), namer.clone(), Arc::clone(sink));
+                let repository = Arc::clone(self);
+                // A task of its own: fetching and opening go on together.
+                let task =
+                    tokio::spawn(async move { repository.serve(read, wants, namer, sink).await });
+                async move {
+                    task.await.unwrap_or_else(|error| {
+                        Err(Error::new(Kind::Bug, "a fetching task broke down").caused_by(error))
+                    })
+                }
+            })
+            .buffer_unordered(settings.reads_in_flight.max(1));
+        let mut fetched = 0;
+        loop {
+            let next = tokio::select! {
+                next = tasks.next() => next,
+                () = stop.cancelled() => {
+                    return Err(Error::new(Kind::Interrupted, "stopped as asked"));
+                }
+            };
+            match next {
+                Some(bytes) => fetched += bytes?,
+                None => return Ok(fetched),
+            }
+        }
+    }
+
+    async fn serve(
+        self: Arc<Self>,
+        read: Read,
+        wants: Arc<[Want]>,
+        namer: ChunkNamer,
+        sink: Arc<Sink>,
+    ) -> Result<u64> {
+        let mut fetched = 0;
+        let own = wants.get(read.wants.clone()).unwrap_or_default().to_vec();
+        let (failed, cause) = match self.read_and_open(&read, own.clone(), &namer, &sink).await {
+            Ok((bytes, failed)) => {
+                fetched += bytes;
+                match failed {
+                    Some(failed) => failed,
+                    None => return Ok(fetched),
+                }
+            }
+            Err(error) if matches!(error.kind(), Kind::Missing | Kind::Corrupt) => (own, error),
+            Err(error) => return Err(error),
+        };
+        // The hints may be stale: a chunk can have another place by now.
+        let index = self.index().await?;
+        let mut moved = Vec::with_capacity(failed.len());
+        {
+            let mut reader = index.reader()?;
+            for want in &failed {
+                match reader.known(&want.chunk)? {
+                    Some(location) if location != want.location => {
+                        moved.push(Want { location, ..*want });
+                    }
+                    _ => return Err(cause),
+                }
+            }
+        }
+        tracing::info!(pack = %read.pack, chunks = moved.len(), "a location was stale: the index knows others");
+        for read in plan_reads(&mut moved) {
+            let own = moved.get(read.wants.clone()).unwrap_or_default().to_vec();
+            let (bytes, failed) = self.read_and_open(&read, own, &namer, &sink).await?;
+            fetched += bytes;
+            if let Some((_, error)) = failed {
+                return Err(error);
+            }
+        }
+        Ok(fetched)
+    }
+
+    /// Reads one range and serves its wants. Those whose frame does not open or whose chunk has
+    /// another hash come back, with the reason.
+    async fn read_and_open(
+        &self,
+        read: &Read,
+        wants: Vec<Want>,
+        namer: &ChunkNamer,
+        sink: &Arc<Sink>,
+    ) -> Result<(u64, Option<(Vec<Want>, Error)>)> {
+        let object_key = read.pack.object_key();
+        let bytes = self
+            .store
+            .get_range(&object_key, read.range.clone())
+            .await?;
+        let fetched = bytes.len() as u64;
+        let header = (read.range.start == 0).then(|| bytes.clone());
+        let key = self.pack_key(read.pack, header).await?;
+        let (namer, sink) = (namer.clone(), Arc::clone(sink));
+        let start = read.range.start;
+        let failed =
+            blocking(move || open_wants(&bytes, start, &wants, &key, &namer, &sink)).await?;
+        let failed = failed.map(|(wants, error)| (wants, self.damaged(&object_key, error)));
+        Ok((fetched, failed))
+    }
+
+    /// The key of a data pack's frames; `header` where its first bytes are at hand.
+    pub(crate) async fn pack_key(
+        &self,
+        pack: PackId,
+        header: Option<Bytes>,
+    ) -> Result<Arc<FramesKey>> {
+        if let Some(key) = self.pack_keys.0.get(&pack) {
+            return Ok(key);
+        }
+        let object_key = pack.object_key();
+        let header = match header {
+            Some(header) => header,
+            None => {
+                self.store
+                    .get_range(&object_key, 0..HEADER_BYTES_MAX as u64)
+                    .await?
+            }
+        };
+        let key = PackHeader::decode(&header)
+            .and_then(|header| header.frames_key(&self.keys))
+            .map_err(|error| self.damaged(&object_key, error))?;
+        let key = Arc::new(key);
+        self.pack_keys.0.insert(pack, Arc::clone(&key));
+        Ok(key)
+    }
+}
+
+fn open_wants(
+    bytes: &[u8],
+    start: u64,
+    wants: &[Want],
+    key: &FramesKey,
+    namer: &ChunkNamer,
+    sink: &Arc<Sink>,
+) -> Result<Option<(Vec<Want>, Error)>> {
+    with_opener(|opener| {
+        let mut failed: Option<(Vec<Want>, Error)> = None;
+        for group in wants.chunk_by(|a, b| a.location.frame_range() == b.location.frame_range()) {
+            if let Err(error) = open_frame(bytes, start, group, key, namer, opener, sink)? {
+                match &mut failed {
+                    Some((wants, _)) => wants.extend_from_slice(group),
+                    None => failed = Some((group.to_vec(), error)),
+                }
+            }
+        }
+        Ok(failed)
+    })
+}
+
+/// The outer error is the sink's, the inner one damage.
+fn open_frame(
+    bytes: &[u8],
+    start: u64,
+    wants: &[Want],
+    key: &FramesKey,
+    namer: &ChunkNamer,
+    opener: &mut FrameOpener,
+    sink: &Arc<Sink>,
+) -> Result<Result<()>> {
+    let Some(first) = wants.first() else {
+        return Ok(Ok(()));
+    };
+    let frame = first.location.frame_range();
+    let cut = |at: u64| usize::try_from(at.saturating_sub(start)).unwrap_or(usize::MAX);
+    let damage = |what: String| Ok(Err(Error::new(Kind::Corrupt, what)));
+    let Some(sealed) = bytes.get(cut(frame.start)..cut(frame.end)) else {
+        return damage(format!("frame {frame:?} lies outside what was read"));
+    };
+    let raw = match key.open(opener, sealed) {
+        Ok(raw) => raw,
+        Err(error) => return damage(format!("frame at {}: {error}", frame.start)),
+    };
+    // Several wants may take parts of one chunk: it is hashed once, and all are checked before the
+    // first byte goes out.
+    let mut checked: Option<(ChunkId, Location)> = None;
+    for want in wants {
+        if checked == Some((want.chunk, want.location)) {
+            continue;
+        }
+        match chunk_of(raw, &want.location) {
+            Some(chunk) if namer.name(chunk) == want.chunk => {}
+            _ => {
+                return damage(format!(
+                    "frame at {}: chunk {} has other content than its name promises",
+                    frame.start,
+                    want.chunk.short()
+                ));
+            }
+        }
+        checked = Some((want.chunk, want.location));
+    }
+    for want in wants {
+        let part = chunk_of(raw, &want.location).and_then(|chunk| {
+            chunk.get(want.offset as usize..want.offset as usize + want.length as usize)
+        });
+        match part {
+            Some(part) => sink(want, part)?,
+            None => {
+                return damage(format!(
+                    "a slice at {} lies outside its chunk {}",
+                    want.offset,
+                    want.chunk.short()
+                ));
+            }
+        }
+    }
+    Ok(Ok(()))
+}
+
+fn chunk_of<'a>(raw: &'a [u8], location: &Location) -> Option<&'a [u8]> {
+    let start = location.offset_in_frame as usize;
+    raw.get(start..start + location.length as usize)
+}
+
+/// Lends one of the process's frame openers: their buffers and contexts are worth keeping.
+pub(crate) fn with_opener<T>(work: impl FnOnce(&mut FrameOpener) -> Result<T>) -> Result<T> {
+    static IDLE: LazyLock<Mutex<Vec<FrameOpener>>> = LazyLock::new(Mutex::default);
+    let idle = || IDLE.lock().unwrap_or_else(PoisonError::into_inner);
+    let taken = idle().pop();
+    let mut opener = match taken {
+        Some(opener) => opener,
+        None => {
+            FrameOpener::new().map_err(|error| Error::io("cannot make a decompressor", error))?
+        }
+    };
+    let done = work(&mut opener);
+    idle().push(opener);
+    done
+}

@@ -1,0 +1,336 @@
+//! The chunk index: which chunks the repository has, and where they lie.
+//!
+//! The engine asks one question, [`IndexReader::known`]. It is answered by a filter in memory, which
+//! says "no" to nearly all new chunks, then by a table in the local SQLite file. Rows are keyed by
+//! 16 bytes of the chunk's id, eight of them as SQLite's own integer key. All of it can be rebuilt
+//! from the index segments.
+
+use super::catalogue::{self, Catalogue};
+use crate::error::{Error, Kind, Result};
+use fastbloom::AtomicBloomFilter;
+use rusqlite::{Connection, OptionalExtension, params};
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, PoisonError, RwLock};
+use tidegate_protocol::ids::{ChunkId, PackId, SegmentId};
+use tidegate_protocol::pack::Location;
+use tidegate_protocol::segment::Segment;
+
+/// Share of new chunks for which the filter is wrong and the table is asked in vain.
+const FILTER_FALSE_POSITIVES: f64 = 0.01;
+
+/// Chunks that the filter has room for beyond those known when it is made.
+const FILTER_HEADROOM: usize = 1 << 20;
+
+/// What the readers of one process share.
+pub struct Index {
+    catalogue: Arc<Catalogue>,
+    filter: AtomicBloomFilter,
+    packs: RwLock<HashMap<i64, PackId>>,
+    unusable: RwLock<Arc<HashSet<PackId>>>,
+}
+
+impl Index {
+    /// Reads the local table into a filter.
+    pub fn open(catalogue: Arc<Catalogue>) -> Result<Arc<Self>> {
+        let (chunks, _) = catalogue.chunk_totals()?;
+        let expected = usize::try_from(chunks).unwrap_or(usize::MAX / 4) * 2 + FILTER_HEADROOM;
+        let filter =
+            AtomicBloomFilter::with_false_pos(FILTER_FALSE_POSITIVES).expected_items(expected);
+        catalogue.read(|connection| {
+            let mut statement = connection.prepare("SELECT front FROM chunk")?;
+            let mut rows = statement.query([])?;
+            while let Some(row) = rows.next()? {
+                filter.insert(&row.get::<_, i64>(0)?);
+            }
+            Ok(())
+        })?;
+        let unusable = RwLock::new(Arc::new(catalogue.unusable_packs()?));
+        Ok(Arc::new(Self {
+            catalogue,
+            filter,
+            packs: RwLock::new(HashMap::new()),
+            unusable,
+        }))
+    }
+
+    /// A reader for one thread.
+    pub fn reader(self: &Arc<Self>) -> Result<IndexReader> {
+        Ok(IndexReader {
+            connection: catalogue::connect(self.catalogue.path())?,
+            index: Arc::clone(self),
+        })
+    }
+
+    /// Takes note of packs that the log has meanwhile condemned, swept or found bad.
+    pub fn refresh_unusable(&self) -> Result<()> {
+        let fresh = Arc::new(self.catalogue.unusable_packs()?);
+        *self
+            .unusable
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = fresh;
+        Ok(())
+    }
+
+    /// Packs whose chunks must be stored anew rather than referred to.
+    pub fn unusable(&self) -> Arc<HashSet<PackId>> {
+        Arc::clone(&self.unusable.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Enters a pack that has just landed in the store. It has no segment yet.
+    pub fn add_landed(
+        &self,
+        pack: PackId,
+        bytes: u64,
+        chunks: &[(ChunkId, Location)],
+    ) -> Result<()> {
+        let error = |error| self.catalogue.error(error);
+        self.catalogue.write(|transaction| {
+            let number = pack_number(transaction, pack, bytes).map_err(error)?;
+            insert_chunks(transaction, number, chunks.iter()).map_err(error)
+        })?;
+        self.note(chunks.iter());
+        Ok(())
+    }
+
+    /// Enters a segment read from the store.
+    pub fn add_segment(&self, id: SegmentId, segment: &Segment) -> Result<()> {
+        let error = |error| self.catalogue.error(error);
+        self.catalogue.write(|transaction| {
+            let mut numbers = HashMap::new();
+            for (pack, bytes) in &segment.packs {
+                let number = pack_number(transaction, *pack, u64::from(*bytes)).map_err(error)?;
+                numbers.insert(*pack, number);
+                assign(transaction, number, id).map_err(error)?;
+            }
+            for (chunk, location) in &segment.entries {
+                if let Some(number) = numbers.get(&location.pack) {
+                    insert_chunk(transaction, *number, chunk, location).map_err(error)?;
+                }
+            }
+            mark_loaded(transaction, id).map_err(error)
+        })?;
+        self.note(segment.entries.iter());
+        Ok(())
+    }
+
+    /// Notes that packs which had landed are indexed by `segment` now.
+    pub fn assign_segment(&self, packs: &[PackId], segment: SegmentId) -> Result<()> {
+        let error = |error| self.catalogue.error(error);
+        self.catalogue.write(|transaction| {
+            for pack in packs {
+                let number = pack_number(transaction, *pack, 0).map_err(error)?;
+                assign(transaction, number, segment).map_err(error)?;
+            }
+            mark_loaded(transaction, segment).map_err(error)
+        })
+    }
+
+    /// Packs that this host uploaded in a run that did not come to publish a segment for them, with
+    /// their chunks: an interrupted run's work, which the next run goes on from.
+    pub fn orphans(&self) -> Result<Vec<LandedPack>> {
+        self.catalogue.read(|connection| {
+            let mut packs = connection.prepare(
+                "SELECT number, id, bytes FROM pack WHERE segment IS NULL ORDER BY number",
+            )?;
+            let packs = packs
+                .query_map([], |row| {
+                    Ok((
+                        row.get::<_, i64>(0)?,
+                        PackId(row.get(1)?),
+                        catalogue::unsigned(row.get(2)?),
+                    ))
+                })?
+                .collect::<rusqlite::Result<Vec<_>>>()?;
+            Ok(packs
+                .into_iter()
+                .map(|(number, id, bytes)| LandedPack { number, id, bytes })
+                .collect())
+        })
+    }
+
+    /// Forgets a pack and its chunks.
+    pub fn forget(&self, pack: &LandedPack) -> Result<()> {
+        let error = |error| self.catalogue.error(error);
+        self.catalogue.write(|transaction| {
+            transaction
+                .execute("DELETE FROM chunk WHERE pack = ?1", [pack.number])
+                .map_err(error)?;
+            transaction
+                .execute("DELETE FROM pack WHERE number = ?1", [pack.number])
+                .map(drop)
+                .map_err(error)
+        })
+    }
+
+    fn note<'a>(&self, chunks: impl Iterator<Item = &'a (ChunkId, Location)>) {
+        for (chunk, _) in chunks {
+            self.filter.insert(&front(chunk));
+        }
+    }
+
+    fn pack_id(&self, connection: &Connection, number: i64) -> rusqlite::Result<Option<PackId>> {
+        let known = self
+            .packs
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&number)
+            .copied();
+        if known.is_some() {
+            return Ok(known);
+        }
+        let id = connection
+            .prepare_cached("SELECT id FROM pack WHERE number = ?1")?
+            .query_row([number], |row| row.get::<_, [u8; 32]>(0))
+            .optional()?
+            .map(PackId);
+        if let Some(id) = id {
+            let mut packs = self.packs.write().unwrap_or_else(PoisonError::into_inner);
+            packs.insert(number, id);
+        }
+        Ok(id)
+    }
+}
+
+/// A pack in the local index.
+#[derive(Debug, Clone, Copy)]
+pub struct LandedPack {
+    number: i64,
+    /// Its name.
+    pub id: PackId,
+    /// Its size in bytes.
+    pub bytes: u64,
+}
+
+/// One thread's way to ask.
+pub struct IndexReader {
+    connection: Connection,
+    index: Arc<Index>,
+}
+
+impl IndexReader {
+    /// Where the chunk lies, if the repository has it in a pack that may be referred to.
+    pub fn known(&mut self, chunk: &ChunkId) -> Result<Option<Location>> {
+        let front = front(chunk);
+        if !self.index.filter.contains(&front) {
+            return Ok(None);
+        }
+        self.look_up(front, chunk)
+            .map_err(|error| self.index.catalogue.error(error))
+    }
+
+    fn look_up(&self, front: i64, chunk: &ChunkId) -> rusqlite::Result<Option<Location>> {
+        let row = self
+            .connection
+            .prepare_cached(
+                "SELECT pack, frame_offset, frame_bytes, offset_in_frame, length
+                 FROM chunk WHERE front = ?1 AND back = ?2",
+            )?
+            .query_row([front, back(chunk)], |row| {
+                Ok((
+                    row.get::<_, i64>(0)?,
+                    row.get::<_, u32>(1)?,
+                    row.get::<_, u32>(2)?,
+                    row.get::<_, u32>(3)?,
+                    row.get::<_, u32>(4)?,
+                ))
+            })
+            .optional()?;
+        let Some((number, frame_offset, frame_bytes, offset_in_frame, length)) = row else {
+            return Ok(None);
+        };
+        let Some(pack) = self.index.pack_id(&self.connection, number)? else {
+            return Ok(None);
+        };
+        if self.index.unusable().contains(&pack) {
+            return Ok(None);
+        }
+        Ok(Some(Location {
+            pack,
+            frame_offset,
+            frame_bytes,
+            offset_in_frame,
+            length,
+        }))
+    }
+}
+
+fn pack_number(connection: &Connection, pack: PackId, bytes: u64) -> rusqlite::Result<i64> {
+    connection
+        .prepare_cached("INSERT OR IGNORE INTO pack (id, bytes) VALUES (?1, ?2)")?
+        .execute(params![pack.0, bytes.cast_signed()])?;
+    connection
+        .prepare_cached("SELECT number FROM pack WHERE id = ?1")?
+        .query_row([pack.0], |row| row.get(0))
+}
+
+fn assign(connection: &Connection, number: i64, segment: SegmentId) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached("UPDATE pack SET segment = ?2 WHERE number = ?1")?
+        .execute(params![number, segment.0])
+        .map(drop)
+}
+
+fn mark_loaded(connection: &Connection, segment: SegmentId) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached(
+            "INSERT INTO segment (id, loaded) VALUES (?1, 1) ON CONFLICT (id) DO UPDATE SET loaded = 1",
+        )?
+        .execute([segment.0])
+        .map(drop)
+}
+
+fn insert_chunks<'a>(
+    connection: &Connection,
+    pack: i64,
+    chunks: impl Iterator<Item = &'a (ChunkId, Location)>,
+) -> rusqlite::Result<()> {
+    for (chunk, location) in chunks {
+        insert_chunk(connection, pack, chunk, location)?;
+    }
+    Ok(())
+}
+
+fn insert_chunk(
+    connection: &Connection,
+    pack: i64,
+    chunk: &ChunkId,
+    location: &Location,
+) -> rusqlite::Result<()> {
+    // The newest place wins: an older one may lie in a pack that was condemned or found bad.
+    connection
+        .prepare_cached("INSERT OR REPLACE INTO chunk VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?
+        .execute(params![
+            front(chunk),
+            back(chunk),
+            pack,
+            location.frame_offset,
+            location.frame_bytes,
+            location.offset_in_frame,
+            location.length,
+        ])
+        .map(drop)
+}
+
+fn front(chunk: &ChunkId) -> i64 {
+    part(chunk, 0)
+}
+
+fn back(chunk: &ChunkId) -> i64 {
+    part(chunk, 8)
+}
+
+fn part(chunk: &ChunkId, at: usize) -> i64 {
+    let mut bytes = [0; 8];
+    bytes.copy_from_slice(&chunk.0[at..at + 8]);
+    i64::from_be_bytes(bytes)
+}
+
+/// A segment that cannot be used: the chunks in it are stored anew when they are met.
+pub(super) fn unusable_segment(id: SegmentId, error: &Error) {
+    tracing::warn!(
+        object = id.object_key(),
+        error = error.chain(),
+        "an index segment cannot be read: chunks that only it names will be uploaded again"
+    );
+    debug_assert!(!matches!(error.kind(), Kind::Bug));
+}

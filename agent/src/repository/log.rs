@@ -1,0 +1,286 @@
+//! The log in the bucket: reading it into the catalogue, and appending to it.
+//!
+//! This is the commit protocol, and all of it. A record is appended by a create-only PUT of the next
+//! number; who loses the race reads what came in between, decides again, and tries the next number;
+//! after a lost answer, the record is read back and compared. Publication order and what a crash
+//! leaves behind at each step:
+//!
+//! | Step | After a crash here |
+//! |---|---|
+//! | packs | unreferenced packs; the same host's next run finds them in its local index |
+//! | index segment | an unreferenced segment |
+//! | record «run announced» (long runs) | chunks that every host finds and prune leaves alone |
+//! | tree packs | unreferenced packs |
+//! | record «point committed» | the point exists |
+
+use super::Repository;
+use super::catalogue::{RecordToReplay, Replayed};
+use crate::clock;
+use crate::error::{Error, Kind, Result};
+use crate::store::Created;
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, stream};
+use std::collections::BTreeMap;
+use tidegate_protocol::checkpoint::{self, Checkpoint};
+use tidegate_protocol::ids::RecordHash;
+use tidegate_protocol::limits::RECORD_BYTES_MAX;
+use tidegate_protocol::record::{self, Body, Head, Header};
+
+/// Records fetched at the same time.
+const FETCHES_IN_FLIGHT: usize = 16;
+
+/// Records replayed in one transaction.
+const REPLAY_BATCH: usize = 256;
+
+/// How often an append decides anew before it gives up: far more than racing writers can cause,
+/// few enough to end when something is wrong with the store.
+const APPEND_ATTEMPTS_MAX: usize = 256;
+
+/// Records between two checkpoints.
+const CHECKPOINT_EVERY: u64 = 512;
+
+/// Largest checkpoint that is read.
+const CHECKPOINT_BYTES_MAX: u64 = 1 << 30;
+
+impl Repository {
+    /// Replays what the log has got since the last time.
+    pub async fn refresh(&self) -> Result<()> {
+        let mut head = self.catalogue.head()?;
+        if head.number == 0 {
+            self.start_from_checkpoint().await?;
+            head = self.catalogue.head()?;
+        }
+        // The head's own record is listed again: if it is not there, the log was cut short.
+        let after = match head.number {
+            0 => record::LOG_PREFIX.to_owned(),
+            number => record::object_key(number - 1),
+        };
+        let mut listed = BTreeMap::new();
+        let mut entries = self.store.list(record::LOG_PREFIX, Some(&after));
+        while let Some(entry) = entries.try_next().await? {
+            if let Some(number) = record::number_of(&entry.key) {
+                listed.insert(number, entry.size_bytes);
+            }
+        }
+        if head.number > 0 && !listed.contains_key(&head.number) {
+            let key = record::object_key(head.number);
+            if self.store.size(&key).await?.is_none() {
+                return Err(Error::new(
+                    Kind::Corrupt,
+                    format!("{}: {key} was there before and is gone: the log was cut short or replaced", self.store.label()),
+                )
+                .advise("find out who deleted it; restore the bucket's log from its versions, or run `tidegate repo rebuild-cache` to accept the log as it is"));
+            }
+        }
+        let newest = listed.keys().next_back().copied().unwrap_or(head.number);
+        let wanted: Vec<u64> = (head.number + 1..=newest).collect();
+        for batch in wanted.chunks(REPLAY_BATCH) {
+            let records: Vec<Bytes> = stream::iter(batch.iter().copied())
+                .map(|number| self.read_record(number))
+                .buffered(FETCHES_IN_FLIGHT)
+                .try_collect()
+                .await?;
+            head = self.replay(head, &records)?;
+        }
+        self.index_follows()
+    }
+
+    /// Appends the record that `decide` makes of the repository's present state. It is called again
+    /// whenever somebody else's record came first, after that record has been replayed.
+    pub async fn append(&self, decide: impl Fn(&Self) -> Result<Body>) -> Result<u64> {
+        let level = self.keys.level();
+        let own = self.keys.identity().certificate.public.id();
+        for _ in 0..APPEND_ATTEMPTS_MAX {
+            let body = decide(self)?;
+            if !body.kind().may_be_signed_by(level) {
+                return Err(Error::new(
+                    Kind::Denied,
+                    format!(
+                        "a key of level {level} may not append the record «{}»",
+                        body.kind().as_str()
+                    ),
+                )
+                .advise("use a key of a level that may"));
+            }
+            if self.catalogue.is_revoked(own)? {
+                return Err(Error::new(Kind::Denied, format!("key {own} was revoked"))
+                    .advise("use another key; `tidegate key list` shows which ones stand"));
+            }
+            let head = self.catalogue.head()?;
+            let number = head.number + 1;
+            let bytes = Bytes::from(record::encode(
+                &body,
+                &head,
+                clock::now_unix_ns(),
+                clock::random()?,
+                &self.keys,
+            ));
+            let key = record::object_key(number);
+            let won = match self.store.create(&key, bytes.clone()).await? {
+                Created::New => true,
+                // Perhaps our own, and only its answer was lost.
+                Created::Exists => self.read_record(number).await? == bytes,
+            };
+            if won {
+                self.replay(head, &[bytes])?;
+                self.index_follows()?;
+                self.checkpoint_if_due(number).await;
+                return Ok(number);
+            }
+            self.refresh().await?;
+        }
+        Err(Error::new(
+            Kind::Conflict,
+            format!(
+                "{}: lost the race for the next log record {APPEND_ATTEMPTS_MAX} times",
+                self.store.label()
+            ),
+        )
+        .advise("see which writers append without end, then try again"))
+    }
+
+    /// Writes a checkpoint of the present state. Maintenance and restore level.
+    pub async fn write_checkpoint(&self) -> Result<u64> {
+        let (head, blocks) = self.catalogue.checkpoint_blocks()?;
+        let bytes = checkpoint::encode(
+            head.number,
+            head.hash,
+            &blocks,
+            clock::random()?,
+            &self.keys,
+        )
+        .map_err(|error| {
+            Error::new(Kind::Denied, "the checkpoint was not written").caused_by(error)
+        })?;
+        let key = checkpoint::object_key(head.number);
+        // Somebody else's checkpoint of the same record says the same.
+        let _ = self.store.create(&key, bytes.into()).await?;
+        Ok(head.number)
+    }
+
+    async fn checkpoint_if_due(&self, number: u64) {
+        let may = self.keys.level() != tidegate_protocol::keys::Level::Host;
+        if may && number.is_multiple_of(CHECKPOINT_EVERY) {
+            // The log is complete without it.
+            if let Err(error) = self.write_checkpoint().await {
+                tracing::warn!(
+                    error = error.chain(),
+                    "the log's checkpoint was not written"
+                );
+            }
+        }
+    }
+
+    async fn start_from_checkpoint(&self) -> Result<()> {
+        let first = checkpoint::object_key(0);
+        let mut numbers = Vec::new();
+        let mut entries = self.store.list(record::LOG_PREFIX, Some(&first));
+        while let Some(entry) = entries.try_next().await? {
+            numbers.extend(checkpoint::number_of(&entry.key));
+        }
+        numbers.sort_unstable();
+        while let Some(number) = numbers.pop() {
+            match self.load_checkpoint(number).await {
+                Ok(()) => return Ok(()),
+                // An older one, or the whole log, serves as well.
+                Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Missing) => {
+                    tracing::warn!(
+                        error = error.chain(),
+                        "a log checkpoint cannot be used: replaying from an older one"
+                    );
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    async fn load_checkpoint(&self, number: u64) -> Result<()> {
+        let key = checkpoint::object_key(number);
+        let bytes = self.store.get(&key, CHECKPOINT_BYTES_MAX).await?;
+        let decoded =
+            Checkpoint::decode(&bytes, &self.keys).map_err(|error| self.damaged(&key, error))?;
+        if decoded.number != number {
+            let error = Error::new(
+                Kind::Corrupt,
+                format!("it speaks of record {}", decoded.number),
+            );
+            return Err(self.damaged(&key, error));
+        }
+        // It continues at the very record whose hash it names, or not at all.
+        let hash = RecordHash::of(&self.read_record(number).await?);
+        if hash != decoded.hash {
+            let error = Error::new(Kind::Corrupt, "it names another hash for its record");
+            return Err(self.damaged(&key, error));
+        }
+        let blocks = decoded
+            .blocks(&self.keys)
+            .map(|block| block.map_err(|error| self.damaged(&key, error)));
+        self.catalogue.load_checkpoint(number, hash, blocks)
+    }
+
+    async fn read_record(&self, number: u64) -> Result<Bytes> {
+        let key = record::object_key(number);
+        self.store
+            .get(&key, RECORD_BYTES_MAX.into())
+            .await
+            .map_err(|error| match error.kind() {
+                Kind::Missing => Error::new(
+                    Kind::Corrupt,
+                    format!("{}: {key} is missing from the middle of the log", self.store.label()),
+                )
+                .advise("bring it back from the bucket's versions or a copy: nothing after it can be trusted without it")
+                .caused_by(error),
+                _ => error,
+            })
+    }
+
+    fn replay(&self, mut head: Head, records: &[Bytes]) -> Result<Head> {
+        let mut decoded = Vec::with_capacity(records.len());
+        for bytes in records {
+            let number = head.number + 1;
+            let hash = RecordHash::of(bytes);
+            decoded.push((number, hash, self.decode_record(head, bytes)?));
+            head = Head { number, hash };
+        }
+        let batch: Vec<RecordToReplay<'_>> = decoded
+            .iter()
+            .map(|(number, hash, content)| RecordToReplay {
+                number: *number,
+                hash: *hash,
+                content: match content {
+                    Ok((header, body)) => Replayed::Sound(header, body),
+                    Err(reason) => Replayed::Void(reason.clone()),
+                },
+            })
+            .collect();
+        self.catalogue.replay(&batch)?;
+        Ok(head)
+    }
+
+    /// `Ok(Err(reason))` is a void record; an error is a broken chain.
+    fn decode_record(&self, head: Head, bytes: &[u8]) -> Result<Result<(Header, Body), String>> {
+        let key = record::object_key(head.number + 1);
+        let header = match Header::decode(bytes, self.keys.root_public(), self.keys.repository()) {
+            Ok(header) => header,
+            Err(error) => return Ok(Err(format!("{key}: {error}"))),
+        };
+        if header.number != head.number + 1 {
+            return Ok(Err(format!(
+                "{key}: it says that it is record {}",
+                header.number
+            )));
+        }
+        if header.previous != head.hash {
+            return Err(Error::new(
+                Kind::Corrupt,
+                format!("{}: {key} does not continue the record before it: one of the two was replaced", self.store.label()),
+            )
+            .advise("bring the log back from the bucket's versions; if only this machine's cache is from another history, run `tidegate repo rebuild-cache`"));
+        }
+        Ok(header
+            .open_body(bytes, &self.keys)
+            .map(|body| (header, body))
+            .map_err(|error| format!("{key}: {error}")))
+    }
+}

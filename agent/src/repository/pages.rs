@@ -1,0 +1,236 @@
+//! Tree pages, read and cached.
+//!
+//! Tree packs are small beside the data they describe, so they are fetched whole, checked against
+//! their name, and kept in a bounded local folder: an incremental on the same host reads its parent's
+//! tree without a request. Opened frames are kept in a bounded cache in memory. A cached file that
+//! does not open is thrown away and fetched again.
+
+use super::{Repository, blocking};
+use crate::error::{Error, Kind, Result};
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+use tidegate_protocol::frame::FrameOpener;
+use tidegate_protocol::ids::PackId;
+use tidegate_protocol::limits::PACK_BYTES_MAX;
+use tidegate_protocol::pack::{FramesKey, HEADER_BYTES_MAX, Location, PackHeader};
+use tidegate_protocol::page::{Inner, Leaf, PageRef};
+
+/// Opened frames kept in memory: the pages of some 10 GiB of disk.
+const FRAMES_BYTES_MAX: u64 = 24 << 20;
+
+/// Keys of tree packs kept in memory.
+const KEYS_MAX: usize = 1024;
+
+/// Tree packs kept on the local disk: the trees of some 2 TiB of disk.
+const FOLDER_BYTES_MAX: u64 = 4 << 30;
+
+type Frame = Arc<Vec<u8>>;
+
+#[derive(Clone)]
+struct ByLength;
+
+impl Weighter<(PackId, u32), Frame> for ByLength {
+    fn weight(&self, _: &(PackId, u32), frame: &Frame) -> u64 {
+        frame.len() as u64 + 64
+    }
+}
+
+/// Tree packs on the local disk, their keys and opened frames in memory.
+pub struct PageCache {
+    folder: PathBuf,
+    frames: Cache<(PackId, u32), Frame, ByLength>,
+    keys: Cache<PackId, Arc<FramesKey>>,
+}
+
+impl PageCache {
+    /// Caches below `folder`, which is made when it is needed.
+    pub fn new(folder: &Path) -> Self {
+        Self {
+            folder: folder.to_owned(),
+            frames: Cache::with_weighter(512, FRAMES_BYTES_MAX, ByLength),
+            keys: Cache::new(KEYS_MAX),
+        }
+    }
+
+    fn path(&self, pack: PackId) -> PathBuf {
+        self.folder.join(pack.to_string())
+    }
+}
+
+impl Repository {
+    /// Reads a leaf.
+    pub async fn leaf(&self, page: &PageRef) -> Result<Leaf> {
+        let frame = self.page_frame(&page.location).await?;
+        let bytes = self.page_bytes(&frame, page)?;
+        Leaf::decode(bytes, page, &self.keys).map_err(|error| self.damaged_page(page, error))
+    }
+
+    /// Reads an inner page of `level`.
+    pub async fn inner(&self, page: &PageRef, level: u8) -> Result<Inner> {
+        let frame = self.page_frame(&page.location).await?;
+        let bytes = self.page_bytes(&frame, page)?;
+        Inner::decode(bytes, page, level, &self.keys)
+            .map_err(|error| self.damaged_page(page, error))
+    }
+
+    /// Keeps a tree pack that this process has just written, so that its next run need not fetch it.
+    pub(crate) fn keep_tree_pack(&self, pack: PackId, bytes: &[u8]) {
+        if let Err(error) = keep(&self.pages.folder, &self.pages.path(pack), bytes) {
+            tracing::debug!(
+                error = error.chain(),
+                "a tree pack was not kept in the local cache"
+            );
+        }
+    }
+
+    fn page_bytes<'a>(&self, frame: &'a [u8], page: &PageRef) -> Result<&'a [u8]> {
+        let start = page.location.offset_in_frame as usize;
+        frame
+            .get(start..start + page.location.length as usize)
+            .ok_or_else(|| {
+                let error = Error::new(
+                    Kind::Corrupt,
+                    format!(
+                        "a page at {start} lies outside its frame of {} bytes",
+                        frame.len()
+                    ),
+                );
+                self.damaged_page(page, error)
+            })
+    }
+
+    async fn page_frame(&self, location: &Location) -> Result<Frame> {
+        let slot = (location.pack, location.frame_offset);
+        if let Some(frame) = self.pages.frames.get(&slot) {
+            return Ok(frame);
+        }
+        let frame = match self.frame_from_folder(location).await {
+            Ok(frame) => frame,
+            Err(error) => {
+                if error.kind() != Kind::Missing {
+                    tracing::warn!(pack = %location.pack, error = error.chain(), "a cached tree pack cannot be used: fetching it again");
+                }
+                self.fetch_tree_pack(location.pack).await?;
+                self.frame_from_folder(location)
+                    .await
+                    .map_err(|error| self.damaged(&location.pack.object_key(), error))?
+            }
+        };
+        self.pages.frames.insert(slot, Arc::clone(&frame));
+        Ok(frame)
+    }
+
+    async fn frame_from_folder(&self, location: &Location) -> Result<Frame> {
+        let path = self.pages.path(location.pack);
+        let range = location.frame_range();
+        let known = self.pages.keys.get(&location.pack);
+        let read = blocking(move || {
+            let context = |error| Error::io(format!("cannot read {}", path.display()), error);
+            let file = File::open(&path).map_err(context)?;
+            let mut header = Vec::new();
+            if known.is_none() {
+                header.resize(HEADER_BYTES_MAX, 0);
+                let length = file.read_at(&mut header, 0).map_err(context)?;
+                header.truncate(length);
+            }
+            let length = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
+            let mut frame = vec![0; length];
+            file.read_exact_at(&mut frame, range.start)
+                .map_err(|error| {
+                    Error::new(Kind::Corrupt, format!("{} is too short", path.display()))
+                        .caused_by(error)
+                })?;
+            Ok((known, header, frame))
+        });
+        let (known, header, frame) = read.await?;
+        let key = match known {
+            Some(key) => key,
+            None => {
+                let key = PackHeader::decode(&header)
+                    .and_then(|header| header.frames_key(&self.keys))
+                    .map_err(|error| Error::new(Kind::Corrupt, error.to_string()))?;
+                let key = Arc::new(key);
+                self.pages.keys.insert(location.pack, Arc::clone(&key));
+                key
+            }
+        };
+        blocking(move || {
+            let mut opener = FrameOpener::new()
+                .map_err(|error| Error::io("cannot make a decompressor", error))?;
+            let raw = key
+                .open(&mut opener, &frame)
+                .map_err(|error| Error::new(Kind::Corrupt, error.to_string()))?;
+            Ok(Arc::new(raw.to_vec()))
+        })
+        .await
+    }
+
+    async fn fetch_tree_pack(&self, pack: PackId) -> Result<()> {
+        let object_key = pack.object_key();
+        let bytes = self.store.get(&object_key, PACK_BYTES_MAX.into()).await?;
+        let (folder, path) = (self.pages.folder.clone(), self.pages.path(pack));
+        self.pages.keys.remove(&pack);
+        let found = blocking(move || {
+            let found = PackId::of(&bytes);
+            if found == pack {
+                keep(&folder, &path, &bytes)?;
+            }
+            Ok(found)
+        })
+        .await?;
+        if found != pack {
+            let error = Error::new(Kind::Corrupt, format!("its bytes hash to {found}"));
+            return Err(self.damaged(&object_key, error));
+        }
+        Ok(())
+    }
+
+    fn damaged_page(
+        &self,
+        page: &PageRef,
+        cause: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Error {
+        self.damaged(&page.location.pack.object_key(), cause)
+    }
+}
+
+/// Writes a file that appears whole or not at all. It is a cache: nothing is synced.
+fn keep(folder: &Path, path: &Path, bytes: &[u8]) -> Result<()> {
+    let context = |error| Error::io(format!("cannot write {}", path.display()), error);
+    std::fs::create_dir_all(folder).map_err(context)?;
+    make_room(folder, bytes.len() as u64).map_err(context)?;
+    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(context)?;
+    std::io::Write::write_all(&mut file, bytes).map_err(context)?;
+    file.persist(path).map_err(|error| context(error.error))?;
+    Ok(())
+}
+
+/// Removes the files that were written longest ago until `bytes` more fit.
+fn make_room(folder: &Path, bytes: u64) -> std::io::Result<()> {
+    let mut files = Vec::new();
+    let mut total = bytes;
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        let metadata = entry.metadata()?;
+        total += metadata.len();
+        let modified = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+        files.push((modified, metadata.len(), entry.path()));
+    }
+    if total <= FOLDER_BYTES_MAX {
+        return Ok(());
+    }
+    files.sort();
+    for (_, length, path) in files {
+        std::fs::remove_file(path)?;
+        total -= length;
+        if total <= FOLDER_BYTES_MAX {
+            break;
+        }
+    }
+    Ok(())
+}
