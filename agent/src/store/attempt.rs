@@ -56,6 +56,11 @@ impl Wire {
         }
     }
 
+    /// The store below, without retries and counts.
+    pub(super) fn inner(&self) -> Arc<dyn ObjectStore> {
+        Arc::clone(&self.inner)
+    }
+
     pub(super) fn counts(&self) -> RequestCounts {
         let counters = &self.counters;
         RequestCounts {

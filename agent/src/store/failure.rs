@@ -268,3 +268,25 @@ fn innermost_text(error: &HttpError) -> Option<String> {
     }
     Some(format!("no answer from the store: {innermost}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_of_the_operating_system_keep_their_meaning() {
+        for (kind, reason) in [
+            (io::ErrorKind::StorageFull, Reason::NoSpace),
+            (io::ErrorKind::QuotaExceeded, Reason::NoSpace),
+            (io::ErrorKind::ReadOnlyFilesystem, Reason::Denied),
+            (io::ErrorKind::TimedOut, Reason::Unavailable),
+            (io::ErrorKind::InvalidData, Reason::Other),
+        ] {
+            let error = StoreError::Generic {
+                store: "folder",
+                source: io::Error::from(kind).into(),
+            };
+            assert_eq!(Failure::from(error).reason, reason, "{kind:?}");
+        }
+    }
+}

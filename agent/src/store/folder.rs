@@ -97,12 +97,15 @@ impl Shared {
         };
         self.ensure_durable(folder)
             .map_err(|error| readable(key, error))?;
-        let linked = match write_unnamed(folder, payload) {
-            Ok(Some(file)) => link_unnamed(&file, &path),
-            Ok(None) => create_by_name(folder, &path, payload),
-            Err(error) => return Err(readable(key, error)),
-        };
-        match linked {
+        let mut created = create_in(folder, &path, payload);
+        if matches!(&created, Err(error) if error.kind() == io::ErrorKind::NotFound) {
+            // The folder was removed after we had made it.
+            self.forget_durable();
+            self.ensure_durable(folder)
+                .map_err(|error| readable(key, error))?;
+            created = create_in(folder, &path, payload);
+        }
+        match created {
             Ok(()) => fsync_folder(folder).map_err(|error| readable(key, error)),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 fsync_folder(folder).map_err(|error| readable(key, error))?;
@@ -113,6 +116,13 @@ impl Shared {
             }
             Err(error) => Err(readable(key, error)),
         }
+    }
+
+    fn forget_durable(&self) {
+        self.durable
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
     }
 
     /// Makes the folder and those above it, and their names durable.
@@ -195,6 +205,14 @@ impl Shared {
 
     fn delete(&self, key: &Key) -> object_store::Result<()> {
         std::fs::remove_file(self.file_of(key)).map_err(|error| readable(key, error))
+    }
+}
+
+/// Creates the file `path` in `folder` unless it is there, its bytes durable.
+fn create_in(folder: &Path, path: &Path, payload: &PutPayload) -> io::Result<()> {
+    match write_unnamed(folder, payload)? {
+        Some(file) => link_unnamed(&file, path),
+        None => create_by_name(folder, path, payload),
     }
 }
 
@@ -472,5 +490,73 @@ impl fmt::Display for Folder {
 impl fmt::Debug for Folder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<String> = std::fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// The way of file systems without nameless files.
+    #[test]
+    fn creating_by_name_creates_once_and_leaves_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("object");
+        let first = PutPayload::from_static(b"first");
+        create_by_name(folder.path(), &path, &first).unwrap();
+        let again = create_by_name(folder.path(), &path, &PutPayload::from_static(b"second"));
+        assert_eq!(again.unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(std::fs::read(&path).unwrap(), b"first");
+        assert_eq!(names(folder.path()), ["object"]);
+    }
+
+    #[test]
+    fn a_nameless_file_appears_whole_or_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let payload = PutPayload::from_static(b"bytes");
+        let file = write_unnamed(folder.path(), &payload)
+            .unwrap()
+            .expect("temporary folders lie on file systems that have nameless files");
+        assert_eq!(names(folder.path()), [""; 0]);
+        link_unnamed(&file, &folder.path().join("object")).unwrap();
+        assert_eq!(names(folder.path()), ["object"]);
+        let taken = link_unnamed(&file, &folder.path().join("object"));
+        assert_eq!(taken.unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+    }
+
+    #[test]
+    fn folders_are_made_durable_once() {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = Folder::open(&parent.path().join("a/root")).unwrap();
+        let pack = Key::from("packs/ab/1");
+        folder.shared.create(&pack, &PutPayload::new()).unwrap();
+        let root = parent.path().join("a/root");
+        let durable = folder.shared.durable.lock().unwrap().clone();
+        let expected = [root.clone(), root.join("packs"), root.join("packs/ab")];
+        assert_eq!(durable.into_iter().collect::<Vec<_>>(), expected);
+        // Removed behind our back, they are made again.
+        std::fs::remove_dir_all(&root).unwrap();
+        folder.shared.create(&pack, &PutPayload::new()).unwrap();
+        assert_eq!(names(&root.join("packs/ab")), ["1"]);
+    }
+
+    #[test]
+    fn ranges_are_clipped_to_the_object() {
+        assert_eq!(clip(&GetRange::Bounded(2..5), 10), Some(2..5));
+        assert_eq!(clip(&GetRange::Bounded(8..15), 10), Some(8..10));
+        assert_eq!(clip(&GetRange::Bounded(10..15), 10), None);
+        assert_eq!(clip(&GetRange::Offset(4), 10), Some(4..10));
+        assert_eq!(clip(&GetRange::Suffix(4), 10), Some(6..10));
+        assert_eq!(clip(&GetRange::Suffix(40), 10), Some(0..10));
+        assert_eq!(clip(&GetRange::Bounded(0..1), 0), None);
     }
 }
