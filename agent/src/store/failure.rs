@@ -96,6 +96,10 @@ impl Failure {
         }
     }
 
+    pub(super) const fn has_cause(&self) -> bool {
+        self.cause.is_some()
+    }
+
     /// The cause to show below the message, with the number of attempts where there were several.
     pub(super) fn into_cause(self) -> Option<Box<dyn StdError + Send + Sync>> {
         // A missing object and a wrong size are said completely by the message.

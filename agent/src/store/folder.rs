@@ -262,11 +262,21 @@ fn name_once(staged: &Path, path: &Path) -> io::Result<()> {
     use rustix::io::Errno;
     match rustix::fs::linkat(CWD, staged, CWD, path, AtFlags::empty()) {
         // No hard links here (FAT, some network file systems).
-        Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::MLINK) => Ok(
-            rustix::fs::renameat_with(CWD, staged, CWD, path, RenameFlags::NOREPLACE)?,
-        ),
+        Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::MLINK) => {
+            rename_unless_taken(staged, path)
+        }
         other => Ok(other?),
     }
+}
+
+fn rename_unless_taken(staged: &Path, path: &Path) -> io::Result<()> {
+    Ok(rustix::fs::renameat_with(
+        CWD,
+        staged,
+        CWD,
+        path,
+        RenameFlags::NOREPLACE,
+    )?)
 }
 
 fn write_and_sync(mut file: &File, payload: &PutPayload) -> io::Result<()> {
@@ -517,6 +527,19 @@ mod tests {
         assert_eq!(again.unwrap_err().kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(std::fs::read(&path).unwrap(), b"first");
         assert_eq!(names(folder.path()), ["object"]);
+    }
+
+    /// The way of file systems without hard links.
+    #[test]
+    fn renaming_never_replaces() {
+        let folder = tempfile::tempdir().unwrap();
+        let [staged, path] = ["staged", "object"].map(|name| folder.path().join(name));
+        std::fs::write(&staged, b"first").unwrap();
+        rename_unless_taken(&staged, &path).unwrap();
+        std::fs::write(&staged, b"second").unwrap();
+        let again = rename_unless_taken(&staged, &path);
+        assert_eq!(again.unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(std::fs::read(&path).unwrap(), b"first");
     }
 
     #[test]
