@@ -9,7 +9,7 @@ use super::folder::Folder;
 use super::location::{Cloud, Location};
 use super::{Backend, Environment, StoreSettings};
 use crate::error::{Error, Kind, Result};
-use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, Checksum};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::path::Path;
@@ -72,6 +72,14 @@ fn s3(
                 builder = builder.with_config(key, value);
             }
         }
+    }
+    // The request is signed with this digest anyway. Sent as a checksum too, the store compares it
+    // with what it wrote, and buckets with Object Lock accept the PUT.
+    if builder
+        .get_config_value(&AmazonS3ConfigKey::Checksum)
+        .is_none()
+    {
+        builder = builder.with_checksum_algorithm(Checksum::SHA256);
     }
     let endpoint = builder
         .get_config_value(&AmazonS3ConfigKey::S3Endpoint)
