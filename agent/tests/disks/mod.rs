@@ -5,6 +5,7 @@
     clippy::expect_used,
     clippy::panic,
     dead_code,
+    unreachable_pub,
     reason = "tests, each of which uses a part of this"
 )]
 
