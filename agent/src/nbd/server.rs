@@ -26,7 +26,8 @@ pub trait Export: Send + Sync {
     fn size_bytes(&self) -> u64;
 
     /// Which parts of `range` may hold data (true) and which read as zeros (false), sorted and
-    /// disjoint, clipped to `range`. What is not named counts as data.
+    /// disjoint, clipped to `range`. What is not named counts as data. Clients are told of holes in
+    /// whole blocks of 4 KiB.
     async fn allocation(&self, range: Range<u64>) -> Result<Vec<(Range<u64>, bool)>>;
 
     /// Exactly `length` bytes at `offset`; the whole range lies inside the disk.

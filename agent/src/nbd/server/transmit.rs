@@ -24,7 +24,10 @@ use tokio::task::JoinSet;
 const UNIT_BYTES: u32 = 64 << 10;
 /// What a block status reply may take.
 const STATUS_BYTES: u32 = 1 << 20;
-/// The export is asked for the map of so many bytes at a time.
+/// Holes are told in whole blocks of so many bytes. The protocol allows any length here, but
+/// `qemu-img convert` (10.0) works in sectors and rounds the end of a hole *up*, over data.
+const MAP_BLOCK_BYTES: u64 = 4 << 10;
+/// The export is asked for the map of so many bytes at a time: a multiple of the block.
 const MAP_STEP_BYTES: u64 = 1 << 30;
 /// After so many extents a block status reply may end early; the client asks on.
 const EXTENTS_ENOUGH: usize = 16 << 10;
@@ -260,21 +263,41 @@ async fn map(
     let mut extents = Vec::new();
     let mut at = range.start;
     while at < range.end && extents.len() <= extents_max.min(EXTENTS_ENOUGH) {
-        let step = at..range.end.min(at.saturating_add(MAP_STEP_BYTES));
+        let step_end = (at - at % MAP_STEP_BYTES).saturating_add(MAP_STEP_BYTES);
+        let step = at..range.end.min(step_end);
         for (part, data) in export.allocation(step.clone()).await? {
             let part = part.start.max(at)..part.end.min(step.end);
-            if part.is_empty() {
+            if data || part.is_empty() {
                 continue;
             }
-            push(&mut extents, part.start - at, true);
-            push(&mut extents, part.end - part.start, data);
-            at = part.end;
+            let hole = whole_blocks(part, &range);
+            if hole.is_empty() {
+                continue;
+            }
+            push(&mut extents, hole.start - at, true);
+            push(&mut extents, hole.end - hole.start, false);
+            at = hole.end;
         }
         push(&mut extents, step.end - at, true);
         at = step.end;
     }
     extents.truncate(extents_max);
     Ok(extents)
+}
+
+/// The whole blocks of a hole; at the edges of what was asked for, all of it.
+fn whole_blocks(hole: Range<u64>, asked: &Range<u64>) -> Range<u64> {
+    let start = if hole.start == asked.start {
+        hole.start
+    } else {
+        hole.start.next_multiple_of(MAP_BLOCK_BYTES)
+    };
+    let end = if hole.end == asked.end {
+        hole.end
+    } else {
+        hole.end - hole.end % MAP_BLOCK_BYTES
+    };
+    start..end
 }
 
 /// Appends an extent, or lengthens the last one of the same state.
