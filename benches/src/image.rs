@@ -1,11 +1,14 @@
 //! Raw images as the benches see them: a file and the extents that the file system has allocated.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+
+const WINDOW_BYTES: usize = 1 << 20;
 
 /// An open raw image.
 pub(crate) struct Image {
@@ -23,7 +26,16 @@ impl Image {
         let bytes = file.metadata()?.len();
         let mut allocation = Vec::new();
         let mut at = 0;
-        while let Ok(start) = seek(&file, SeekFrom::Data(at)) {
+        loop {
+            let start = match seek(&file, SeekFrom::Data(at)) {
+                Ok(start) => start,
+                // Nothing but a hole up to the end.
+                Err(Errno::NXIO) => break,
+                Err(error) => {
+                    return Err(error)
+                        .with_context(|| format!("ask {} for its extents", path.display()));
+                }
+            };
             let end = seek(&file, SeekFrom::Hole(start))?;
             allocation.push(start..end);
             at = end;
@@ -45,7 +57,7 @@ impl Image {
             .collect::<Result<Vec<_>>>()?;
         paths.retain(|path| path.extension().is_some_and(|suffix| suffix == "raw"));
         paths.sort();
-        anyhow::ensure!(
+        ensure!(
             !paths.is_empty(),
             "{} holds no *.raw file; benches/images makes some",
             folder.display()
@@ -57,5 +69,63 @@ impl Image {
         self.file
             .read_exact_at(buffer, offset)
             .with_context(|| format!("read {} at {offset}", self.path.display()))
+    }
+
+    /// What is allocated, in windows of at most `window_bytes`.
+    pub(crate) fn windows(&self, window_bytes: u64) -> Vec<Range<u64>> {
+        let mut windows = Vec::new();
+        for extent in &self.allocation {
+            let mut at = extent.start;
+            while at < extent.end {
+                let end = (at + window_bytes).min(extent.end);
+                windows.push(at..end);
+                at = end;
+            }
+        }
+        windows
+    }
+
+    /// Hands every block of 4 KiB that is not zero to `consume`, in order.
+    pub(crate) fn each_block(&self, consume: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let mut buffer = vec![0; WINDOW_BYTES];
+        for window in self.windows(WINDOW_BYTES as u64) {
+            let buffer = &mut buffer[..usize::try_from(window.end - window.start)?];
+            self.read_at(window.start, buffer)?;
+            for block in buffer.chunks(4096) {
+                if block.iter().any(|&byte| byte != 0) {
+                    consume(block)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Fails unless the file at `path` has the same size and the same bytes.
+    pub(crate) fn ensure_equal(&self, path: &Path) -> Result<()> {
+        let other = Self::open(path)?;
+        ensure!(
+            self.bytes == other.bytes,
+            "{} has {} bytes, expected {}",
+            path.display(),
+            other.bytes,
+            self.bytes
+        );
+        // What neither has allocated is zero in both.
+        let mut buffers = (vec![0; WINDOW_BYTES], vec![0; WINDOW_BYTES]);
+        for image in [self, &other] {
+            for window in image.windows(WINDOW_BYTES as u64) {
+                let length = usize::try_from(window.end - window.start)?;
+                self.read_at(window.start, &mut buffers.0[..length])?;
+                other.read_at(window.start, &mut buffers.1[..length])?;
+                ensure!(
+                    buffers.0[..length] == buffers.1[..length],
+                    "{} differs between byte {} and {}",
+                    path.display(),
+                    window.start,
+                    window.end
+                );
+            }
+        }
+        Ok(())
     }
 }

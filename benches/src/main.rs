@@ -8,6 +8,7 @@
 
 mod chunking;
 mod image;
+mod speed;
 mod table;
 
 use clap::{Parser, Subcommand};
@@ -23,10 +24,21 @@ struct Arguments {
 enum Bench {
     /// What each way of chunking leaves to store, and how fast it cuts
     Chunking(chunking::Arguments),
+    /// Backup, unchanged re-run and restore of an image, beside peers and limits
+    Speed(speed::Arguments),
+    /// Reads and hashes an image (a child of `speed`)
+    #[command(hide = true)]
+    LimitHash(speed::limit::HashArguments),
+    /// Copies an image (a child of `speed`)
+    #[command(hide = true)]
+    LimitCopy(speed::limit::CopyArguments),
 }
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().bench {
         Bench::Chunking(arguments) => chunking::run(&arguments),
+        Bench::Speed(arguments) => speed::run(&arguments),
+        Bench::LimitHash(arguments) => speed::limit::hash(&arguments),
+        Bench::LimitCopy(arguments) => speed::limit::copy(&arguments),
     }
 }
