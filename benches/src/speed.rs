@@ -72,9 +72,10 @@ struct Workload {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let folder = std::path::absolute(&arguments.work)?;
     let work = tempfile::Builder::new()
         .prefix("tidegate-benches-")
-        .tempdir_in(&arguments.work)
+        .tempdir_in(folder)
         .with_context(|| format!("make a folder in {}", arguments.work.display()))?;
     let workload = Workload::prepare(&arguments.image, work.path())?;
     let contenders = Contender::all(arguments.tidegate.as_deref(), arguments.restic.as_deref())?;
@@ -145,7 +146,7 @@ impl Workload {
         })?;
         Ok(Self {
             image,
-            path: path.to_owned(),
+            path: std::path::absolute(path)?,
             compact,
             nonzero_bytes,
         })

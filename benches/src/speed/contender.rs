@@ -50,7 +50,7 @@ impl Contender {
     /// In the order of the table. A program that is named must be there.
     pub(super) fn all(tidegate: Option<&Path>, restic: Option<&Path>) -> Result<Vec<Self>> {
         let tidegate = match tidegate {
-            Some(program) => program.to_owned(),
+            Some(program) => std::path::absolute(program)?,
             None => std::env::current_exe()?.with_file_name("tidegate"),
         };
         ensure!(
@@ -65,8 +65,9 @@ impl Contender {
                 "{} is not there: benches/peers fetches it",
                 program.display()
             );
+            // It runs in the image's folder.
             all.push(Self::Restic {
-                program: program.to_owned(),
+                program: std::path::absolute(program)?,
             });
         }
         all.extend([Self::Zstd, Self::Blake3, Self::Copy]);
@@ -126,7 +127,7 @@ impl Contender {
         let mut command = Command::new(program);
         command.arg(argument);
         let (_, output) = child::run(command)?;
-        Ok(output.lines().next().map(|line| line.trim().to_owned()))
+        Ok(output.lines().next().map(|line| line.trim_matches(['*', ' ']).to_owned()))
     }
 
     /// What is done before the clock runs: a new repository.
@@ -198,9 +199,7 @@ impl Contender {
                     .parent()
                     .context("an image lies in a folder")?;
                 let name = workload.path.file_name().context("an image has a name")?;
-                if folder != Path::new("") {
-                    command.current_dir(folder);
-                }
+                command.current_dir(folder);
                 match step {
                     Step::Backup => command.args(["backup", "--no-scan"]).arg(name),
                     Step::Unchanged => command.args(["backup", "--no-scan", "--force"]).arg(name),
