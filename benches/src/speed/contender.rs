@@ -127,7 +127,10 @@ impl Contender {
         let mut command = Command::new(program);
         command.arg(argument);
         let (_, output) = child::run(command)?;
-        Ok(output.lines().next().map(|line| line.trim_matches(['*', ' ']).to_owned()))
+        Ok(output
+            .lines()
+            .next()
+            .map(|line| line.trim_matches(['*', ' ']).to_owned()))
     }
 
     /// What is done before the clock runs: a new repository.
