@@ -7,9 +7,9 @@ use rustix::time::{ClockId, clock_gettime};
 use std::ops::Range;
 use std::time::Duration;
 use tidegate_agent::chunk::{
-    CHUNK_BYTES_LIMIT, ChunkerParams, Cutter, Piece, Region, SPAN_BYTES, allocated_runs,
-    cut_ranges, partition,
+    ChunkerParams, Cutter, Piece, Region, SPAN_BYTES, allocated_runs, cut_ranges, partition,
 };
+use tidegate_protocol::limits::CHUNK_BYTES_MAX;
 
 const KIB: u32 = 1024;
 
@@ -171,7 +171,7 @@ impl<'a> Pieces<'a> {
         consume: &mut dyn FnMut(&[u8]) -> Result<()>,
         cut: &mut Cut<'_>,
     ) -> Result<()> {
-        let mut buffer = vec![0; CHUNK_BYTES_LIMIT as usize + WINDOW_BYTES];
+        let mut buffer = vec![0; CHUNK_BYTES_MAX as usize + WINDOW_BYTES];
         let mut pieces = Vec::new();
         let mut tail = 0;
         let mut at = run.start;
