@@ -129,3 +129,64 @@ impl Image {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::Image;
+    use std::fs::File;
+    use std::os::unix::fs::FileExt;
+    use std::path::{Path, PathBuf};
+
+    /// A sparse file that holds `bytes` at the given offsets.
+    fn file(folder: &Path, name: &str, length: u64, data: &[(u64, &[u8])]) -> PathBuf {
+        let path = folder.join(name);
+        let file = File::create_new(&path).unwrap();
+        file.set_len(length).unwrap();
+        for (offset, bytes) in data {
+            file.write_all_at(bytes, *offset).unwrap();
+        }
+        path
+    }
+
+    #[test]
+    fn every_difference_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name, length, data: &[(u64, &[u8])]| file(folder.path(), name, length, data);
+        let length = 5 << 20;
+        let image = Image::open(&path("image", length, &[(3 << 20, b"data")])).unwrap();
+
+        let zeros = vec![0; 1 << 20];
+        let same = path("same", length, &[(0, &zeros), (3 << 20, b"data")]);
+        image.ensure_equal(&same).unwrap();
+        for different in [
+            path("longer", length + 1, &[(3 << 20, b"data")]),
+            path("other", length, &[(3 << 20, b"dato")]),
+            path("lost", length, &[]),
+            path("more", length, &[(3 << 20, b"data"), (length - 1, b"x")]),
+        ] {
+            assert!(image.ensure_equal(&different).is_err(), "{different:?}");
+        }
+    }
+
+    #[test]
+    fn only_blocks_that_are_not_zero_count() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = file(
+            folder.path(),
+            "image",
+            (1 << 20) + 100,
+            &[(0, &[0; 4096]), (8192 + 4095, b"x"), (1 << 20, b"tail")],
+        );
+        let mut lengths = Vec::new();
+        Image::open(&path)
+            .unwrap()
+            .each_block(&mut |block| {
+                lengths.push(block.len());
+                Ok(())
+            })
+            .unwrap();
+        assert_eq!(lengths, [4096, 100]);
+    }
+}

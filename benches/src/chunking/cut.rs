@@ -225,3 +225,36 @@ fn cpu_time() -> Duration {
         u32::try_from(time.tv_nsec).unwrap_or(0),
     )
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::{Method, Pieces};
+    use crate::image::Image;
+
+    /// Every method hands out all the data, or the bench would praise what it loses.
+    #[test]
+    fn no_method_loses_bytes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("image.raw");
+        let mut bytes = vec![0; (9 << 20) + 1234];
+        let mut random = blake3::Hasher::new().finalize_xof();
+        random.fill(&mut bytes[..3 << 20]);
+        random.fill(&mut bytes[5_000_000..5_001_000]);
+        random.fill(&mut bytes[6 << 20..]);
+        std::fs::write(&path, &bytes).unwrap();
+        let image = Image::open(&path).unwrap();
+        let data: Vec<u8> = bytes.iter().copied().filter(|&byte| byte != 0).collect();
+        for method in Method::all() {
+            let mut seen = Vec::new();
+            Pieces::of(&image, &method)
+                .each(&mut |chunk| {
+                    seen.extend(chunk.iter().copied().filter(|&byte| byte != 0));
+                    Ok(())
+                })
+                .unwrap();
+            assert!(seen == data, "{}", method.name);
+        }
+    }
+}
