@@ -257,9 +257,19 @@ fn keep_messages(mut stderr: impl Read, messages: &Mutex<Vec<u8>>) {
     }
 }
 
-/// Runs a command that answers on standard output, within `time_max`. `object` is what it is asked
-/// about.
-pub(crate) fn ask(command: Command, object: &str, time_max: Duration) -> Result<Vec<u8>> {
+/// What a child that has ended left behind.
+#[derive(Debug)]
+pub(crate) struct Finished {
+    /// How it ended.
+    pub(crate) status: ExitStatus,
+    /// Its answer.
+    pub(crate) stdout: Vec<u8>,
+    /// The beginning of its messages.
+    pub(crate) messages: String,
+}
+
+/// Runs a command to its end, within `time_max`. `object` is what it is asked about.
+pub(crate) fn run(command: Command, object: &str, time_max: Duration) -> Result<Finished> {
     let deadline = Instant::now() + time_max;
     let mut running = Running::start(command, Stdio::piped())?;
     let reader = running.take_stdout().map(|stdout| {
@@ -281,16 +291,26 @@ pub(crate) fn ask(command: Command, object: &str, time_max: Duration) -> Result<
             ),
         ));
     };
-    if !status.success() {
-        return Err(failure(object, &running.messages(), Some(status)));
-    }
     match reader.map(JoinHandle::join) {
-        Some(Ok(Ok(output))) => Ok(output),
+        Some(Ok(Ok(stdout))) => Ok(Finished {
+            status,
+            stdout,
+            messages: running.messages(),
+        }),
         _ => Err(Error::new(
             Kind::Io,
             format!("cannot read what {} says about {object}", running.name),
         )),
     }
+}
+
+/// Runs a command that must succeed, and gives its answer.
+pub(crate) fn ask(command: Command, object: &str, time_max: Duration) -> Result<Vec<u8>> {
+    let finished = run(command, object, time_max)?;
+    if !finished.status.success() {
+        return Err(failure(object, &finished.messages, Some(finished.status)));
+    }
+    Ok(finished.stdout)
 }
 
 /// The error for a tool that failed on `object`.

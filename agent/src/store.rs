@@ -12,7 +12,7 @@
 //! - **Acknowledged means durable**, as far as the store can promise it; for local folders see
 //!   [`folder`].
 //! - **Nothing is retried for ever, and nothing is retried in silence.** Retries happen in one
-//!   place ([`attempt`]), back off with jitter, are counted, logged, and end at a deadline with an
+//!   place (`attempt`), back off with jitter, are counted, logged, and end at a deadline with an
 //!   error that says what was tried. The libraries' own retries are off.
 //! - **Nothing unbounded is read.** Objects larger than the caller expects are refused before
 //!   their bytes are read into memory.
@@ -50,6 +50,7 @@ use crate::error::{Error, Kind, Result};
 use attempt::Wire;
 use bytes::Bytes;
 use failure::{Failure, Reason};
+use fault::FaultStore;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use object_store::ObjectStore;
@@ -190,6 +191,19 @@ impl Store {
             Backend::Other,
             settings,
         )
+    }
+
+    /// The same place seen through faults, with retries and counts of its own. For tests.
+    pub fn with_faults(&self, settings: &StoreSettings) -> (Self, Arc<FaultStore>) {
+        let faults = Arc::new(FaultStore::new(self.shared.wire.inner()));
+        let store = Self::new(
+            faults.clone(),
+            self.shared.prefix.clone(),
+            self.shared.label.clone(),
+            self.shared.backend,
+            settings,
+        );
+        (store, faults)
     }
 
     fn new(

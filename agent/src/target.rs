@@ -1,8 +1,10 @@
 //! Disks to write: where the way back puts its bytes.
 
+mod convert;
 mod device;
 mod file;
 
+pub use convert::{ConvertSettings, convert};
 pub use device::open_in_place;
 pub use file::{PARTIAL_SUFFIX, create_file, partial_path, resume_partial};
 

@@ -12,6 +12,7 @@
 #![allow(
     clippy::expect_used,
     clippy::panic,
+    clippy::print_stderr,
     reason = "for tests: a panic is how they fail"
 )]
 

@@ -305,3 +305,20 @@ impl Drop for LoopDevice {
             .status();
     }
 }
+
+#[test]
+fn a_full_file_system_is_named() {
+    let Some(full) = disks::SmallDisk::mount("1m") else {
+        return;
+    };
+    let path = full.path().join("disk.raw");
+    let target = create_file(&path, 64 * MIB, false).unwrap();
+    let block = pattern(0, 100_000);
+    let error = (0..64u64)
+        .find_map(|step| target.write_at(step * MIB, &block).err())
+        .unwrap();
+    assert_eq!(error.kind(), Kind::NoSpace);
+    assert!(error.to_string().contains(disks::text(&path)), "{error}");
+    drop(target);
+    assert!(!path.exists() && partial_path(&path).unwrap().exists());
+}

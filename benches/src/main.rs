@@ -1,2 +1,44 @@
-//! placeholder
-fn main() {}
+//! `tidegate-benches`: measurements that decide something, each by one command, each printing the
+//! table that goes into the documents.
+//!
+//! Not a test suite: nothing here passes or fails, except that a restore which is not bit-exact ends
+//! a run. Figures stand beside a peer's or a physical limit's from the same run, never alone.
+#![allow(clippy::print_stdout, reason = "a command-line program")]
+#![allow(clippy::print_stderr, reason = "a command-line program")]
+
+mod chunking;
+mod image;
+mod speed;
+mod table;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(version, about)]
+struct Arguments {
+    #[command(subcommand)]
+    bench: Bench,
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// What each way of chunking leaves to store, and how fast it cuts
+    Chunking(chunking::Arguments),
+    /// Backup, unchanged re-run and restore of an image, beside peers and limits
+    Speed(speed::Arguments),
+    /// Reads and hashes an image (a child of `speed`)
+    #[command(hide = true)]
+    LimitHash(speed::limit::HashArguments),
+    /// Copies an image (a child of `speed`)
+    #[command(hide = true)]
+    LimitCopy(speed::limit::CopyArguments),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Arguments::parse().bench {
+        Bench::Chunking(arguments) => chunking::run(&arguments),
+        Bench::Speed(arguments) => speed::run(&arguments),
+        Bench::LimitHash(arguments) => speed::limit::hash(&arguments),
+        Bench::LimitCopy(arguments) => speed::limit::copy(&arguments),
+    }
+}

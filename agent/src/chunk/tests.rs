@@ -267,6 +267,43 @@ proptest! {
 }
 
 #[test]
+fn a_partition_off_the_grid_is_cut_as_if_it_were_on_it() {
+    let blocks: Vec<_> = (0..=255).map(Block::Data).collect();
+    let content = bytes_of(&blocks, 0);
+    let expected = with_bytes(&cut_in_windows(&params(), &content, &[1 << 20]), &content)
+        .iter()
+        .map(|(_, bytes)| bytes.to_vec())
+        .collect::<Vec<_>>();
+
+    let start = 63 * 512;
+    let end = start + content.len();
+    let mut disk = vec![1; start];
+    disk.extend_from_slice(&content);
+    disk.extend_from_slice(&[2; 1000]);
+    let regions = [Region {
+        start: start as u64,
+        end: end as u64,
+        phase: (start % 4096) as u64,
+    }];
+    let mut chunks = Vec::new();
+    for range in cut_ranges(0..disk.len() as u64, &regions) {
+        let range = usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap();
+        let data = &disk[range];
+        let pieces = cut_in_windows(&params(), data, &[1 << 20]);
+        chunks.extend(
+            with_bytes(&pieces, data)
+                .iter()
+                .map(|(_, bytes)| bytes.to_vec()),
+        );
+    }
+    let first = chunks
+        .iter()
+        .position(|chunk| *chunk == expected[0])
+        .unwrap();
+    assert_eq!(chunks[first..first + expected.len()], expected);
+}
+
+#[test]
 fn a_cut_falls_where_a_file_ends_from_the_minimum_on() {
     // One block is too little to cut (8 KiB at least), three blocks are enough.
     let blocks = [

@@ -10,6 +10,7 @@
 //! - QEMU is then handed the whole graph of files that was checked, and follows no name that stands
 //!   in an image (but for VMDK extents, whose names are plain names of files beside it).
 
+mod check;
 mod graph;
 mod vmdk;
 
@@ -41,6 +42,8 @@ pub struct OpenSettings {
     /// Folders whose files images may name as backing file, extent or data file, besides the
     /// image's own folder.
     pub backing_folders: Vec<PathBuf>,
+    /// Leave out the check that an image's tables are whole, which reads all of them.
+    pub skip_check: bool,
 }
 
 /// Opens a disk image or block device, read-only.
@@ -58,6 +61,9 @@ pub fn open_source(path: &Path, settings: &OpenSettings) -> Result<Box<dyn Sourc
     }
     let reach = Reach::new(path, &settings.backing_folders)?;
     let graph = Graph::resolve(path, format, &reach)?;
+    if !settings.skip_check {
+        graph.check()?;
+    }
     for layer in graph.layers() {
         tracing::info!(image = %path.display(), "reads {layer}");
     }
@@ -68,6 +74,7 @@ pub fn open_source(path: &Path, settings: &OpenSettings) -> Result<Box<dyn Sourc
 struct Image {
     path: PathBuf,
     is_device: bool,
+    size_bytes: u64,
     head: Vec<u8>,
     tail: Vec<u8>,
 }
@@ -85,6 +92,7 @@ impl Image {
         Ok(Self {
             path: path.to_owned(),
             is_device,
+            size_bytes,
             head: read_up_to(&file, 0, HEAD_BYTES).map_err(cannot)?,
             tail: read_up_to(&file, size_bytes.saturating_sub(512), 512).map_err(cannot)?,
         })

@@ -8,11 +8,12 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use object_store::ClientOptions;
 use object_store::client::{
-    HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse,
-    HttpResponseBody, HttpService, ReqwestConnector,
+    ClientConfigKey, HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest,
+    HttpResponse, HttpResponseBody, HttpService, ReqwestConnector,
 };
 use std::error::Error as StdError;
 use std::fmt;
+use std::time::Duration;
 
 /// The longest body of a refusal that is looked at.
 const BODY_BYTES_MAX: usize = 64 * 1024;
@@ -92,32 +93,44 @@ impl StdError for NoCredentials {}
 
 /// Makes HTTP clients whose refusals arrive as [`Answer`]s.
 #[derive(Debug)]
-pub(super) struct AnsweringConnector;
+pub(super) struct AnsweringConnector {
+    /// What the store's own client waits for a connection.
+    pub(super) connect_timeout: Duration,
+}
 
 impl HttpConnector for AnsweringConnector {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
-        let inner = ReqwestConnector::default().connect(options)?;
-        Ok(HttpClient::new(AnsweringService { inner }))
+        // The library makes a second client for the service that gives a machine its role's
+        // credentials, and gives up connecting to that one sooner.
+        let connect_timeout = options.get_config_value(&ClientConfigKey::ConnectTimeout);
+        let own = ClientOptions::new()
+            .with_connect_timeout(self.connect_timeout)
+            .get_config_value(&ClientConfigKey::ConnectTimeout);
+        Ok(HttpClient::new(AnsweringService {
+            inner: ReqwestConnector::default().connect(options)?,
+            is_for_credentials: connect_timeout != own,
+        }))
     }
 }
 
 #[derive(Debug)]
 struct AnsweringService {
     inner: HttpClient,
+    is_for_credentials: bool,
 }
 
 #[async_trait]
 impl HttpService for AnsweringService {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
-        let is_for_credentials = request.uri().host().is_some_and(is_metadata_service);
-        let response = match self.inner.execute(request).await {
-            Ok(response) => response,
-            Err(_) if is_for_credentials => {
-                return Err(HttpError::new(HttpErrorKind::Unknown, NoCredentials));
-            }
-            Err(error) => return Err(error),
-        };
-        if response.status().is_success() || is_for_credentials {
+        let response = self.inner.execute(request).await;
+        if self.is_for_credentials {
+            return match response {
+                Ok(response) if response.status().as_u16() != 404 => Ok(response),
+                _ => Err(HttpError::new(HttpErrorKind::Unknown, NoCredentials)),
+            };
+        }
+        let response = response?;
+        if response.status().is_success() {
             return Ok(response);
         }
         let (parts, body) = response.into_parts();
@@ -136,14 +149,6 @@ impl HttpService for AnsweringService {
             Err(HttpError::new(HttpErrorKind::Unknown, answer))
         }
     }
-}
-
-/// The addresses at which clouds give a machine its role's credentials.
-fn is_metadata_service(host: &str) -> bool {
-    matches!(
-        host,
-        "169.254.169.254" | "169.254.170.2" | "metadata.google.internal" | "metadata"
-    )
 }
 
 /// The start of a body. A body that breaks off is as good as one that ended: it is for messages.

@@ -56,6 +56,11 @@ impl Wire {
         }
     }
 
+    /// The store below, without retries and counts.
+    pub(super) fn inner(&self) -> Arc<dyn ObjectStore> {
+        Arc::clone(&self.inner)
+    }
+
     pub(super) fn counts(&self) -> RequestCounts {
         let counters = &self.counters;
         RequestCounts {
@@ -72,8 +77,9 @@ impl Wire {
 
     pub(super) async fn create(&self, path: &Path, bytes: Bytes) -> Result<(), Failure> {
         let allowance = self.settings.transfer_allowance(bytes.len() as u64);
-        self.until_deadline("create", path, allowance, || {
-            self.create_once(path, bytes.clone(), allowance)
+        // Twice: a first attempt that uses up its time shall not be the last one.
+        self.until_deadline("create", path, 2 * allowance, |deadline| {
+            self.create_once(path, bytes.clone(), allowance, deadline)
         })
         .await
     }
@@ -85,29 +91,24 @@ impl Wire {
         range: Option<Range<u64>>,
         bytes_max: u64,
     ) -> Result<Bytes, Failure> {
-        let bytes_expected = range
-            .as_ref()
-            .map_or(bytes_max, |range| range.end - range.start);
-        // The caller's limit is often far above what is there, and must not stretch the deadline
-        // for ever.
-        let allowance = self
-            .settings
-            .transfer_allowance(bytes_expected)
-            .min(3 * self.settings.operation_deadline);
-        self.until_deadline("get", path, allowance, || {
-            self.get_once(path, range.clone(), bytes_max)
+        self.until_deadline("get", path, Duration::ZERO, |deadline| {
+            self.get_once(path, range.clone(), bytes_max, deadline)
         })
         .await
     }
 
     pub(super) async fn size(&self, path: &Path) -> Result<u64, Failure> {
-        self.until_deadline("head", path, Duration::ZERO, || self.size_once(path))
-            .await
+        self.until_deadline("head", path, Duration::ZERO, |deadline| {
+            self.size_once(path, deadline)
+        })
+        .await
     }
 
     pub(super) async fn delete(&self, path: &Path) -> Result<(), Failure> {
-        self.until_deadline("delete", path, Duration::ZERO, || self.delete_once(path))
-            .await
+        self.until_deadline("delete", path, Duration::ZERO, |deadline| {
+            self.delete_once(path, deadline)
+        })
+        .await
     }
 
     /// The objects in `folder` after `after`. The deadline starts anew with each key that arrives.
@@ -132,6 +133,9 @@ impl Wire {
     }
 
     /// Repeats `attempt` until it succeeds, cannot succeed, or the deadline comes.
+    ///
+    /// An attempt is told the deadline, and waits for an answer no longer. A body that is arriving
+    /// by then is read to its end, within bounds of its own.
     async fn until_deadline<T, Attempt, Running>(
         &self,
         verb: &'static str,
@@ -140,17 +144,15 @@ impl Wire {
         mut attempt: Attempt,
     ) -> Result<T, Failure>
     where
-        Attempt: FnMut() -> Running,
+        Attempt: FnMut(Instant) -> Running,
         Running: Future<Output = Result<T, Failure>>,
     {
         let mut patience = Patience::new(&self.settings, allowance);
         loop {
-            let failure = match timeout_at(patience.deadline, attempt()).await {
-                Ok(Ok(value)) => return Ok(value),
-                Ok(Err(failure)) => failure,
-                Err(_) => return Err(patience.exhausted(None)),
-            };
-            patience.pause_after(failure, verb, path).await?;
+            match attempt(patience.deadline).await {
+                Ok(value) => return Ok(value),
+                Err(failure) => patience.pause_after(failure, verb, path).await?,
+            }
             self.counters.retries.fetch_add(1, Relaxed);
         }
     }
@@ -160,6 +162,7 @@ impl Wire {
         path: &Path,
         bytes: Bytes,
         allowance: Duration,
+        deadline: Instant,
     ) -> Result<(), Failure> {
         self.counters.puts.fetch_add(1, Relaxed);
         self.counters
@@ -169,19 +172,21 @@ impl Wire {
         let request = self
             .inner
             .put_opts(path, PutPayload::from_bytes(bytes), options);
-        answered_within(self.settings.request_timeout + allowance, request).await?;
+        answered_within(self.settings.request_timeout + allowance, deadline, request).await?;
         Ok(())
     }
 
-    async fn size_once(&self, path: &Path) -> Result<u64, Failure> {
+    async fn size_once(&self, path: &Path, deadline: Instant) -> Result<u64, Failure> {
         self.counters.heads.fetch_add(1, Relaxed);
-        let meta = answered_within(self.settings.request_timeout, self.inner.head(path)).await?;
+        let request = self.inner.head(path);
+        let meta = answered_within(self.settings.request_timeout, deadline, request).await?;
         Ok(meta.size)
     }
 
-    async fn delete_once(&self, path: &Path) -> Result<(), Failure> {
+    async fn delete_once(&self, path: &Path, deadline: Instant) -> Result<(), Failure> {
         self.counters.deletes.fetch_add(1, Relaxed);
-        answered_within(self.settings.request_timeout, self.inner.delete(path)).await
+        let request = self.inner.delete(path);
+        answered_within(self.settings.request_timeout, deadline, request).await
     }
 
     async fn get_once(
@@ -189,6 +194,7 @@ impl Wire {
         path: &Path,
         range: Option<Range<u64>>,
         bytes_max: u64,
+        deadline: Instant,
     ) -> Result<Bytes, Failure> {
         self.counters.gets.fetch_add(1, Relaxed);
         let options = GetOptions {
@@ -196,7 +202,7 @@ impl Wire {
             ..GetOptions::default()
         };
         let request = self.inner.get_opts(path, options);
-        let answer = answered_within(self.settings.request_timeout, request).await?;
+        let answer = answered_within(self.settings.request_timeout, deadline, request).await?;
         match range {
             Some(range) if answer.range != range => {
                 return Err(Failure::new(Reason::TooShort {
@@ -213,7 +219,12 @@ impl Wire {
             _ => {}
         }
         let expected_bytes = answer.range.end.saturating_sub(answer.range.start);
-        let body = self.body(answer, expected_bytes).await?;
+        let limit =
+            self.settings.request_timeout + self.settings.transfer_allowance(expected_bytes);
+        let body = match timeout(limit, self.body(answer, expected_bytes)).await {
+            Ok(body) => body?,
+            Err(_) => return Err(Failure::timed_out(limit)),
+        };
         self.counters
             .bytes_down
             .fetch_add(body.len() as u64, Relaxed);
@@ -232,10 +243,7 @@ impl Wire {
         let patience = self.settings.request_timeout;
         let mut parts = match answer.payload {
             GetResultPayload::Stream(parts) => parts,
-            GetResultPayload::File(..) => {
-                let allowance = self.settings.transfer_allowance(expected_bytes);
-                return answered_within(patience + allowance, answer.bytes()).await;
-            }
+            GetResultPayload::File(..) => return Ok(answer.bytes().await?),
         };
         let Some(first) = next_within(patience, &mut parts).await? else {
             return Ok(Bytes::new());
@@ -299,7 +307,7 @@ impl Patience {
         }
         let pause = self.pauses.next().unwrap_or(Duration::from_secs(1));
         if Instant::now() + pause >= self.deadline {
-            return Err(self.exhausted(Some(failure)));
+            return Err(self.exhausted(failure));
         }
         tracing::warn!(
             %path,
@@ -313,12 +321,17 @@ impl Patience {
         Ok(())
     }
 
-    /// The failure of an operation whose deadline came, with the last known cause.
-    fn exhausted(&mut self, now: Option<Failure>) -> Failure {
-        let waited = self.started.elapsed();
-        let failure = now
-            .or_else(|| self.last.take())
-            .unwrap_or_else(|| Failure::timed_out(waited));
+    /// The failure of an operation whose deadline came. Where the deadline cut the last attempt
+    /// short, the one before it knows more.
+    fn exhausted(&mut self, now: Failure) -> Failure {
+        let failure = if now.has_cause() {
+            now
+        } else {
+            let waited = self.started.elapsed();
+            self.last
+                .take()
+                .unwrap_or_else(|| Failure::timed_out(waited))
+        };
         self.sum_up(failure)
     }
 
@@ -393,13 +406,17 @@ impl Listing {
     }
 }
 
+/// Waits for an answer no longer than `limit`, nor than until `deadline`.
 async fn answered_within<T>(
     limit: Duration,
+    deadline: Instant,
     request: impl Future<Output = object_store::Result<T>>,
 ) -> Result<T, Failure> {
-    match timeout(limit, request).await {
+    let give_up = Instant::now() + limit;
+    match timeout_at(give_up.min(deadline), request).await {
         Ok(answer) => Ok(answer?),
-        Err(_) => Err(Failure::timed_out(limit)),
+        Err(_) if give_up < deadline => Err(Failure::timed_out(limit)),
+        Err(_) => Err(Failure::new(Reason::Unavailable)),
     }
 }
 

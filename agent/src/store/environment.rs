@@ -43,6 +43,11 @@ impl Environment {
             .filter(|value| !value.is_empty())
     }
 
+    /// All variables with their values, to be given to a child process.
+    pub fn variables(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.starting_with("")
+    }
+
     /// The variables whose names start with `prefix`.
     pub(super) fn starting_with<'a>(
         &'a self,

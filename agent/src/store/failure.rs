@@ -96,6 +96,10 @@ impl Failure {
         }
     }
 
+    pub(super) const fn has_cause(&self) -> bool {
+        self.cause.is_some()
+    }
+
     /// The cause to show below the message, with the number of attempts where there were several.
     pub(super) fn into_cause(self) -> Option<Box<dyn StdError + Send + Sync>> {
         // A missing object and a wrong size are said completely by the message.
@@ -267,4 +271,26 @@ fn innermost_text(error: &HttpError) -> Option<String> {
         innermost = cause;
     }
     Some(format!("no answer from the store: {innermost}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_of_the_operating_system_keep_their_meaning() {
+        for (kind, reason) in [
+            (io::ErrorKind::StorageFull, Reason::NoSpace),
+            (io::ErrorKind::QuotaExceeded, Reason::NoSpace),
+            (io::ErrorKind::ReadOnlyFilesystem, Reason::Denied),
+            (io::ErrorKind::TimedOut, Reason::Unavailable),
+            (io::ErrorKind::InvalidData, Reason::Other),
+        ] {
+            let error = StoreError::Generic {
+                store: "folder",
+                source: io::Error::from(kind).into(),
+            };
+            assert_eq!(Failure::from(error).reason, reason, "{kind:?}");
+        }
+    }
 }

@@ -97,12 +97,15 @@ impl Shared {
         };
         self.ensure_durable(folder)
             .map_err(|error| readable(key, error))?;
-        let linked = match write_unnamed(folder, payload) {
-            Ok(Some(file)) => link_unnamed(&file, &path),
-            Ok(None) => create_by_name(folder, &path, payload),
-            Err(error) => return Err(readable(key, error)),
-        };
-        match linked {
+        let mut created = create_in(folder, &path, payload);
+        if matches!(&created, Err(error) if error.kind() == io::ErrorKind::NotFound) {
+            // The folder was removed after we had made it.
+            self.forget_durable();
+            self.ensure_durable(folder)
+                .map_err(|error| readable(key, error))?;
+            created = create_in(folder, &path, payload);
+        }
+        match created {
             Ok(()) => fsync_folder(folder).map_err(|error| readable(key, error)),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 fsync_folder(folder).map_err(|error| readable(key, error))?;
@@ -113,6 +116,13 @@ impl Shared {
             }
             Err(error) => Err(readable(key, error)),
         }
+    }
+
+    fn forget_durable(&self) {
+        self.durable
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
     }
 
     /// Makes the folder and those above it, and their names durable.
@@ -198,6 +208,14 @@ impl Shared {
     }
 }
 
+/// Creates the file `path` in `folder` unless it is there, its bytes durable.
+fn create_in(folder: &Path, path: &Path, payload: &PutPayload) -> io::Result<()> {
+    match write_unnamed(folder, payload)? {
+        Some(file) => link_unnamed(&file, path),
+        None => create_by_name(folder, path, payload),
+    }
+}
+
 /// Writes the payload to a file without a name and fsyncs it; `None` where the file system has
 /// no such files.
 fn write_unnamed(folder: &Path, payload: &PutPayload) -> io::Result<Option<File>> {
@@ -244,11 +262,21 @@ fn name_once(staged: &Path, path: &Path) -> io::Result<()> {
     use rustix::io::Errno;
     match rustix::fs::linkat(CWD, staged, CWD, path, AtFlags::empty()) {
         // No hard links here (FAT, some network file systems).
-        Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::MLINK) => Ok(
-            rustix::fs::renameat_with(CWD, staged, CWD, path, RenameFlags::NOREPLACE)?,
-        ),
+        Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::MLINK) => {
+            rename_unless_taken(staged, path)
+        }
         other => Ok(other?),
     }
+}
+
+fn rename_unless_taken(staged: &Path, path: &Path) -> io::Result<()> {
+    Ok(rustix::fs::renameat_with(
+        CWD,
+        staged,
+        CWD,
+        path,
+        RenameFlags::NOREPLACE,
+    )?)
 }
 
 fn write_and_sync(mut file: &File, payload: &PutPayload) -> io::Result<()> {
@@ -474,3 +502,6 @@ impl fmt::Debug for Folder {
         fmt::Display::fmt(self, f)
     }
 }
+
+#[cfg(test)]
+mod tests;

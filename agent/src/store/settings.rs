@@ -10,16 +10,17 @@ pub struct StoreSettings {
     /// How long to wait for a connection to be made. Default 15 s.
     pub connect_timeout: Duration,
     /// How long to wait for an answer to a request, and for each further part of a body.
-    /// Sending gets more, by [`bytes_per_second_min`](Self::bytes_per_second_min). Default 60 s:
-    /// stores under load have been seen to think for half a minute.
+    /// Moving bytes gets more, by [`bytes_per_second_min`](Self::bytes_per_second_min). Default
+    /// 60 s: stores under load have been seen to think for half a minute.
     pub request_timeout: Duration,
-    /// The slowest upload that is still progress: a request that sends `n` bytes is given
-    /// `n / bytes_per_second_min` longer. Default 64 KiB/s: a pack of 32 MiB gets 8½ minutes more,
-    /// so several at once go through a line of 2 Mbit/s.
+    /// The slowest transfer that is still progress: sending or receiving `n` bytes is given
+    /// `n / bytes_per_second_min` longer. Default 128 KiB/s: a pack of 32 MiB gets 4 minutes more,
+    /// so four at once go through a line of 4 Mbit/s.
     pub bytes_per_second_min: u64,
-    /// After how long an operation is given up, all its attempts together. What is sent gets the
-    /// same addition as above. Default 5 minutes: longer than a fail-over or a restart of a store
-    /// takes, shorter than an operator waits for a sign of life.
+    /// After how long an operation is given up, all its attempts together; where bytes are sent,
+    /// twice the addition above is added, so that the first attempt is never the only one. A body
+    /// that is being received by then is read to its end. Default 5 minutes: longer than a
+    /// fail-over or a restart of a store takes, shorter than an operator waits for a sign of life.
     pub operation_deadline: Duration,
     /// The pause before the first retry. Pauses double, with jitter. Default 100 ms.
     pub backoff_first: Duration,
@@ -39,7 +40,7 @@ impl Default for StoreSettings {
         Self {
             connect_timeout: Duration::from_secs(15),
             request_timeout: Duration::from_secs(60),
-            bytes_per_second_min: 64 * 1024,
+            bytes_per_second_min: 128 * 1024,
             operation_deadline: Duration::from_secs(300),
             backoff_first: Duration::from_millis(100),
             backoff_max: Duration::from_secs(15),

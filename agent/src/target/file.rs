@@ -142,7 +142,7 @@ fn exists(path: &Path) -> Error {
         .advise("choose another name, restore in place, or ask to overwrite it")
 }
 
-fn unfinished(partial: &Path) -> Error {
+pub(super) fn unfinished(partial: &Path) -> Error {
     Error::new(
         Kind::Conflict,
         format!(

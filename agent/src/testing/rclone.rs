@@ -2,13 +2,12 @@
 
 use super::process::{Server, lab};
 use super::test_settings;
-use super::weed::speaks_http;
+use super::weed::{secret_key, speaks_http};
 use crate::store::{Environment, Store};
 use std::path::Path;
 use std::process::Command;
 
 const ACCESS_KEY: &str = "admin";
-const SECRET_KEY: &str = "secret12345";
 const BUCKET: &str = "bucket";
 
 /// A server that does not keep the promise of a create-only PUT, and must be refused.
@@ -36,7 +35,7 @@ impl OverwritingServer {
             )
             .with("AWS_REGION", "us-east-1")
             .with("AWS_ACCESS_KEY_ID", ACCESS_KEY)
-            .with("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+            .with("AWS_SECRET_ACCESS_KEY", secret_key(self.server.port))
     }
 
     /// The location of a prefix in its bucket.
@@ -64,7 +63,7 @@ fn command(folder: &Path, port: u16) -> Command {
         .args(["serve", "s3", "--addr"])
         .arg(format!("127.0.0.1:{port}"))
         .arg("--auth-key")
-        .arg(format!("{ACCESS_KEY},{SECRET_KEY}"))
+        .arg(format!("{ACCESS_KEY},{}", secret_key(port)))
         .arg(data)
         .env("RCLONE_CONFIG", folder.join("no-config"));
     command

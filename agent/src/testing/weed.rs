@@ -11,7 +11,6 @@ use std::process::Command;
 use std::time::Duration;
 
 const ACCESS_KEY: &str = "tidegate-tests";
-const SECRET_KEY: &str = "not-a-secret-12345";
 
 /// What each of its parts adds to its port for internal calls.
 const INTERNAL: u16 = 10_000;
@@ -92,8 +91,13 @@ fn command(folder: &Path, port: u16) -> Command {
             "-master.telemetry=false",
         ])
         .env("AWS_ACCESS_KEY_ID", ACCESS_KEY)
-        .env("AWS_SECRET_ACCESS_KEY", SECRET_KEY);
+        .env("AWS_SECRET_ACCESS_KEY", secret_key(port));
     command
+}
+
+/// Each server has a key of its own, so that none is taken for another that has its port.
+pub(super) fn secret_key(port: u16) -> String {
+    format!("secret-{}-{port}", std::process::id())
 }
 
 fn environment(port: u16) -> Environment {
@@ -101,7 +105,7 @@ fn environment(port: u16) -> Environment {
         .with("AWS_ENDPOINT_URL", format!("http://127.0.0.1:{port}"))
         .with("AWS_REGION", "us-east-1")
         .with("AWS_ACCESS_KEY_ID", ACCESS_KEY)
-        .with("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+        .with("AWS_SECRET_ACCESS_KEY", secret_key(port))
 }
 
 /// Whether the bucket can be written, which comes later than its existence.

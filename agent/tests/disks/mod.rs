@@ -5,8 +5,11 @@
     clippy::expect_used,
     clippy::panic,
     dead_code,
+    unreachable_pub,
     reason = "tests, each of which uses a part of this"
 )]
+
+pub mod memory;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -105,4 +108,34 @@ pub fn run_anyhow(program: &str, arguments: &[&str]) -> Output {
 
 pub fn text(path: &Path) -> &str {
     path.to_str().unwrap()
+}
+
+/// A file system of so many bytes in memory, unmounted when dropped; nothing without the privilege
+/// to mount, which is said.
+pub struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    pub fn mount(size: &str) -> Option<Self> {
+        let folder = tempfile::TempDir::new().unwrap();
+        let options = format!("size={size}");
+        let mounted = run_anyhow(
+            "mount",
+            &["-t", "tmpfs", "-o", &options, "none", text(folder.path())],
+        );
+        if !mounted.status.success() {
+            eprintln!("skipped: {}", String::from_utf8_lossy(&mounted.stderr));
+            return None;
+        }
+        Some(Self(folder))
+    }
+
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        run_anyhow("umount", &[text(self.0.path())]);
+    }
 }

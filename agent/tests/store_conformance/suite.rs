@@ -3,7 +3,9 @@
 use bytes::Bytes;
 use futures::TryStreamExt;
 use tidegate_agent::error::Kind;
+use tidegate_agent::store::fault::{Fault, Operation};
 use tidegate_agent::store::{Created, Entry, Store};
+use tidegate_agent::testing::test_settings;
 
 const MIB: u64 = 1024 * 1024;
 
@@ -28,6 +30,7 @@ pub(crate) async fn run(open: impl Fn(&str) -> Store) {
         deletes_what_is_there_and_what_is_not,
         says_what_is_missing,
         lets_one_of_sixteen_racers_win,
+        tells_the_truth_after_lost_answers,
         counts_its_requests,
         passes_the_probe,
     ];
@@ -267,6 +270,40 @@ async fn lets_one_of_sixteen_racers_win(store: Store) {
         assert_eq!(winners.len(), 1, "round {round}");
         assert_eq!(store.get(&key, 100_000).await.unwrap(), winners[0]);
     }
+}
+
+/// Each operation takes effect, its answer is lost, and it is tried again.
+async fn tells_the_truth_after_lost_answers(store: Store) {
+    let (store, faults) = store.with_faults(&test_settings());
+    let lose_first = |operation: Operation| {
+        let mut is_lost = false;
+        faults.script(move |call| {
+            let lose = call.operation == operation && !is_lost;
+            is_lost |= lose;
+            lose.then_some(Fault::LoseAnswer)
+        });
+    };
+    lose_first(Operation::Put);
+    let created = store
+        .create("log/1", Bytes::from_static(b"mine"))
+        .await
+        .unwrap();
+    assert_eq!(created, Created::Exists, "the first attempt took effect");
+    lose_first(Operation::Put);
+    store
+        .create_named_by_content("packs/1", Bytes::from_static(b"pack"))
+        .await
+        .unwrap();
+    lose_first(Operation::Get);
+    assert_eq!(store.get("log/1", 4).await.unwrap(), "mine");
+    lose_first(Operation::Head);
+    assert_eq!(store.size("log/1").await.unwrap(), Some(4));
+    lose_first(Operation::List);
+    assert_eq!(keys(&store, "", None).await, ["log/1", "packs/1"]);
+    lose_first(Operation::Delete);
+    store.delete("log/1").await.unwrap();
+    assert_eq!(keys(&store, "", None).await, ["packs/1"]);
+    assert_eq!(store.requests().retries, 6);
 }
 
 async fn counts_its_requests(store: Store) {

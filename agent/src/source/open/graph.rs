@@ -4,7 +4,7 @@
 //! The invariant: every file of a finished [`Graph`] was in reach, and the graph names all of them
 //! to QEMU, so that a header that changes meanwhile cannot bring in another.
 
-use super::{Image, vmdk};
+use super::{Image, check, vmdk};
 use crate::error::{Error, Kind, Result};
 use crate::format::Format;
 use crate::qemu::{self, Tool};
@@ -142,6 +142,17 @@ impl Graph {
         Ok(graph)
     }
 
+    /// Checks that no image of the chain is cut off.
+    pub(super) fn check(&self) -> Result<()> {
+        self.layers.iter().try_for_each(|layer| {
+            check::check(
+                layer.node(),
+                &layer.path.display().to_string(),
+                layer.format,
+            )
+        })
+    }
+
     /// Top first.
     pub(super) fn layers(&self) -> &[Layer] {
         &self.layers
@@ -175,6 +186,7 @@ impl Graph {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 struct Info {
+    virtual_size: u64,
     #[serde(default)]
     encrypted: bool,
     full_backing_filename: Option<String>,
@@ -194,6 +206,8 @@ struct Specific {
 #[serde(rename_all = "kebab-case")]
 struct SpecificData {
     data_file: Option<String>,
+    #[serde(default)]
+    data_file_raw: bool,
     #[serde(default)]
     corrupt: bool,
 }
@@ -232,9 +246,29 @@ impl Layer {
         }
         if let Some(data) = &info.format_specific.data.data_file {
             layer.data_file = Some(reach.check(&beside(&layer.path, data)?, &layer.path)?);
+            layer.ensure_data_file_reaches(&info)?;
         }
         let below = layer.below(&info, reach)?;
         Ok((layer, below))
+    }
+
+    /// A raw data file holds the disk byte for byte, so its length tells whether it is cut off.
+    fn ensure_data_file_reaches(&self, info: &Info) -> Result<()> {
+        let Some(data) = &self.data_file else {
+            return Ok(());
+        };
+        let found = Image::look(data)?.size_bytes;
+        if info.format_specific.data.data_file_raw && found < info.virtual_size {
+            return Err(Error::new(
+                Kind::BadInput,
+                format!(
+                    "{} is cut off: expected {} bytes, found {found}",
+                    data.display(),
+                    info.virtual_size
+                ),
+            ));
+        }
+        Ok(())
     }
 
     fn info(&self) -> Result<Info> {

@@ -5,7 +5,7 @@
 //! plain file name beside the descriptor, in reach, and so are the extents of extents.
 
 use super::graph::Reach;
-use super::{open_disk, read_up_to};
+use super::{Image, open_disk, read_up_to};
 use crate::error::{Error, Kind, Result};
 use std::fs::File;
 use std::path::Path;
@@ -26,7 +26,7 @@ fn check(path: &Path, reach: &Reach, depth: usize) -> Result<()> {
     let file = open_disk(path)?;
     let descriptor = descriptor(&file)
         .map_err(|error| Error::io(format!("cannot read {}", path.display()), error))?;
-    for name in extent_names(&descriptor) {
+    for Extent { name, bytes_min } in extents(&descriptor) {
         let plain = std::str::from_utf8(name).ok().filter(|name| {
             !name.is_empty() && !name.contains(['/', ':', '\0']) && *name != "." && *name != ".."
         });
@@ -52,6 +52,18 @@ fn check(path: &Path, reach: &Reach, depth: usize) -> Result<()> {
                 format!("{} has extents within extents", path.display()),
             ));
         }
+        let found = Image::look(&extent)?.size_bytes;
+        if found < bytes_min {
+            // QEMU would read what is missing as zeros.
+            return Err(Error::new(
+                Kind::BadInput,
+                format!(
+                    "{} is cut off: expected {bytes_min} bytes, found {found}",
+                    extent.display()
+                ),
+            )
+            .advise("copy the image again from where it came"));
+        }
         check(&extent, reach, depth - 1)?;
     }
     Ok(())
@@ -75,8 +87,15 @@ fn descriptor(file: &File) -> std::io::Result<Vec<u8>> {
     }
 }
 
-/// The names in lines such as `RW 4192256 SPARSE "disk-s001.vmdk"`.
-fn extent_names(descriptor: &[u8]) -> impl Iterator<Item = &[u8]> {
+/// One line such as `RW 4192256 SPARSE "disk-s001.vmdk"` or `RW 8192 FLAT "disk-flat.vmdk" 128`.
+#[derive(Debug, PartialEq, Eq)]
+struct Extent<'a> {
+    name: &'a [u8],
+    /// How long the file must be at least, in bytes, where the line tells.
+    bytes_min: u64,
+}
+
+fn extents(descriptor: &[u8]) -> impl Iterator<Item = Extent<'_>> {
     descriptor.split(|&byte| byte == b'\n').filter_map(|line| {
         let mut words = line
             .split(|byte| byte.is_ascii_whitespace() || *byte == 0x0b)
@@ -84,14 +103,31 @@ fn extent_names(descriptor: &[u8]) -> impl Iterator<Item = &[u8]> {
         if words.next() != Some(b"RW") {
             return None;
         }
+        let sectors = number(words.next());
+        let is_flat = matches!(words.next(), Some(b"FLAT" | b"VMFS"));
         let quote = line.iter().position(|&byte| byte == b'"')?;
         let name = &line[quote + 1..];
         let end = name
             .iter()
             .position(|&byte| byte == b'"' || byte == b'\r')
             .unwrap_or(name.len());
-        Some(&name[..end])
+        let (name, behind) = name.split_at(end);
+        let first = number(behind.get(1..).map(<[u8]>::trim_ascii));
+        // A sparse extent's own tables tell, and are checked elsewhere.
+        let bytes_min = if is_flat {
+            first.saturating_add(sectors).saturating_mul(512)
+        } else {
+            0
+        };
+        Some(Extent { name, bytes_min })
     })
+}
+
+/// A decimal number, 0 where there is none.
+fn number(word: Option<&[u8]>) -> u64 {
+    word.and_then(|word| std::str::from_utf8(word).ok())
+        .and_then(|word| word.parse().ok())
+        .unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -105,9 +141,18 @@ mod tests {
     #[test]
     fn extents_are_found_in_descriptors() {
         let text = b"# Disk DescriptorFile\nversion=1\nRW 4192256 SPARSE \"a b-s001.vmdk\"\n\
-                     \x0b\tRW 1 FLAT \"flat.vmdk\" 0\r\nRDONLY 1 ZERO\nddb.x = \"y\"\nRW 1 FLAT \"cut";
-        let names: Vec<_> = extent_names(text).collect();
-        assert_eq!(names, [b"a b-s001.vmdk".as_slice(), b"flat.vmdk", b"cut"]);
+                     \x0b\tRW 1 FLAT \"flat.vmdk\" 3\r\nRDONLY 1 ZERO\nddb.x = \"y\"\nRW 1 FLAT \"cut";
+        let expected = [
+            (b"a b-s001.vmdk".as_slice(), 0),
+            (b"flat.vmdk", 4 * 512),
+            (b"cut", 512),
+        ]
+        .map(|(name, bytes_min)| Extent { name, bytes_min });
+        assert_eq!(extents(text).collect::<Vec<_>>(), expected);
+    }
+
+    fn reach(image: &Path) -> Reach {
+        Reach::new(image, &[]).unwrap()
     }
 
     #[test]
@@ -134,6 +179,14 @@ mod tests {
                 "{name}"
             );
         }
+        // A flat extent that has lost its end.
+        std::fs::write(folder.path().join("flat"), [1; 1023]).unwrap();
+        std::fs::write(&image, "version=1\nRW 1 FLAT \"flat\" 1\n").unwrap();
+        let error = check_extents(&image, &reach(&image)).unwrap_err();
+        assert_eq!(error.kind(), Kind::BadInput);
+        assert!(error.to_string().contains("1024"), "{error}");
+        std::fs::write(folder.path().join("flat"), [1; 1024]).unwrap();
+        check_extents(&image, &reach(&image)).unwrap();
         // An extent that is a descriptor again, of itself.
         std::fs::write(folder.path().join("b"), "RW 8 SPARSE \"c\"\n").unwrap();
         std::fs::write(folder.path().join("c"), "RW 8 SPARSE \"b\"\n").unwrap();
@@ -154,7 +207,7 @@ mod tests {
             let image = folder.path().join("a.vmdk");
             let magic: &[u8] = if sparse { b"KDMV" } else { b"RW \"" };
             std::fs::write(&image, [magic, &bytes].concat()).unwrap();
-            let _ = check_extents(&image, &Reach::new(&image, &[]).unwrap());
+            let _ = check_extents(&image, &reach(&image));
         }
     }
 }
