@@ -14,6 +14,7 @@
 //! | 2 | [`source`], [`target`] | disks to read and to write |
 //! | 3 | [`repository`] | log, packs, index, trees, recovery points |
 //! | 4 | [`replicate`] | the way out: backup |
+//! | 4 | [`recover`] | the way back: restore, export, diff, verify |
 
 pub mod chunk;
 pub mod clock;
@@ -22,6 +23,7 @@ pub mod format;
 pub mod nbd;
 pub mod progress;
 mod qemu;
+pub mod recover;
 pub mod replicate;
 pub mod repository;
 pub mod source;

@@ -1,0 +1,151 @@
+//! What changed between two points: their trees are compared by page names, so that what they share
+//! is never read.
+
+use crate::error::Result;
+use crate::repository::tree::TreeReader;
+use crate::repository::{PointDisk, Repository};
+use serde::Serialize;
+use std::sync::Arc;
+use tidegate_protocol::ids::ChunkId;
+use tidegate_protocol::limits::{FAN_OUT, LEAF_BYTES};
+use tidegate_protocol::page::Leaf;
+
+/// A run of bytes that differs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct DiffExtent {
+    /// Where it begins on the disk, in bytes.
+    pub start: u64,
+    /// Its length in bytes.
+    pub length: u64,
+    /// How it differs.
+    pub kind: DiffKind,
+}
+
+/// How a run of bytes differs from the first point to the second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiffKind {
+    /// Other data.
+    Changed,
+    /// Data where there were zeros, or behind the first one's end.
+    Added,
+    /// Zeros where there was data, or beyond the second one's end.
+    Removed,
+}
+
+/// What changed from `from` to `to`, in disk order, adjacent runs joined. Chunk by chunk: a run may
+/// hold bytes that happen to be equal within a chunk that is not.
+pub async fn diff(
+    repository: &Arc<Repository>,
+    from: &PointDisk,
+    to: &PointDisk,
+) -> Result<Vec<DiffExtent>> {
+    let (a, b) = (
+        TreeReader::new(repository, from),
+        TreeReader::new(repository, to),
+    );
+    let mut found = Vec::new();
+    for group in 0..a.groups().max(b.groups()) {
+        // Equal inner pages are equal all the way down.
+        let (inner_a, inner_b) = (a.page(1, group).await?, b.page(1, group).await?);
+        if inner_a.is_some() && inner_a.map(|page| page.id) == inner_b.map(|page| page.id) {
+            continue;
+        }
+        let (leaves_a, leaves_b) = (a.group(group).await?, b.group(group).await?);
+        let first = group * FAN_OUT as u64;
+        for index in first..first + FAN_OUT as u64 {
+            let at = |leaves: &[(u64, _)]| {
+                leaves
+                    .binary_search_by_key(&index, |(index, _)| *index)
+                    .ok()
+                    .map(|found| leaves[found].1)
+            };
+            let pages: (Option<tidegate_protocol::page::PageRef>, _) =
+                (at(&leaves_a), at(&leaves_b));
+            if pages.0.map(|page| page.id) == pages.1.map(|page| page.id) {
+                continue;
+            }
+            let mut sides = (Leaf::default(), Leaf::default());
+            if let Some(page) = pages.0 {
+                sides.0 = repository.leaf(&page).await?;
+            }
+            if let Some(page) = pages.1 {
+                sides.1 = repository.leaf(&page).await?;
+            }
+            compare(index * LEAF_BYTES, &sides.0, &sides.1, &mut found);
+        }
+    }
+    Ok(found)
+}
+
+/// A position in a leaf's extents.
+struct Cursor<'a> {
+    leaf: &'a Leaf,
+    extent: usize,
+    within: u32,
+}
+
+impl Cursor<'_> {
+    /// Bytes left of the present extent, and what they are: chunk and offset, or zeros. Behind the
+    /// end there are zeros without end.
+    fn now(&self) -> (u64, Option<(ChunkId, u32)>) {
+        match self.leaf.extents.get(self.extent) {
+            None => (u64::MAX, None),
+            Some(extent) => (
+                u64::from(extent.length - self.within),
+                extent
+                    .slice
+                    .map(|slice| (slice.chunk, slice.offset.saturating_add(self.within))),
+            ),
+        }
+    }
+
+    fn advance(&mut self, by: u64) {
+        let Some(extent) = self.leaf.extents.get(self.extent) else {
+            return;
+        };
+        self.within += u32::try_from(by).unwrap_or(u32::MAX);
+        if self.within >= extent.length {
+            self.extent += 1;
+            self.within = 0;
+        }
+    }
+}
+
+fn compare(start: u64, a: &Leaf, b: &Leaf, found: &mut Vec<DiffExtent>) {
+    let cursor = |leaf| Cursor {
+        leaf,
+        extent: 0,
+        within: 0,
+    };
+    let (mut left, mut right) = (cursor(a), cursor(b));
+    let mut at = start;
+    loop {
+        let ((bytes_a, content_a), (bytes_b, content_b)) = (left.now(), right.now());
+        let length = bytes_a.min(bytes_b);
+        if length == u64::MAX {
+            return;
+        }
+        let kind = match (content_a, content_b) {
+            (None, None) => None,
+            (None, Some(_)) => Some(DiffKind::Added),
+            (Some(_), None) => Some(DiffKind::Removed),
+            (a, b) => (a != b).then_some(DiffKind::Changed),
+        };
+        if let Some(kind) = kind {
+            match found.last_mut() {
+                Some(last) if last.kind == kind && last.start + last.length == at => {
+                    last.length += length;
+                }
+                _ => found.push(DiffExtent {
+                    start: at,
+                    length,
+                    kind,
+                }),
+            }
+        }
+        left.advance(length);
+        right.advance(length);
+        at += length;
+    }
+}

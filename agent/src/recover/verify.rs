@@ -1,0 +1,610 @@
+//! Whether points would restore: every page of their trees is read, every pack that they need must
+//! be there, and data is opened and hashed in full or by sample.
+//!
+//! What has to be looked at is gathered in a temporary SQLite file, so that memory does not grow
+//! with the points and nothing is fetched twice. Damage is mapped back to the machines, points and
+//! disk ranges that it touches by walking the trees once more.
+
+use super::restore::{content_namer, stop_here};
+use super::wants::Walk;
+use crate::error::{Error, Kind, Result};
+use crate::progress::Progress;
+use crate::repository::fetch::{FetchSettings, Sink, Want};
+use crate::repository::tree::TreeReader;
+use crate::repository::{Point, Repository, blocking};
+use futures::TryStreamExt;
+use rusqlite::{Connection, params};
+use serde::Serialize;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use tidegate_protocol::ids::{ChunkId, PackId};
+use tidegate_protocol::pack::Location;
+use tokio_util::sync::CancellationToken;
+
+/// Chunks checked in one go.
+const BATCH: u32 = 100_000;
+
+/// Ranges named for one damaged object and disk; more are summed up in the last.
+const RANGES_MAX: usize = 64;
+
+/// How a verify goes about its work.
+#[derive(Debug, Clone)]
+pub struct VerifySettings {
+    /// Share of the frames that is fetched and opened, above 0 up to 1; all by default.
+    pub sample: Option<f64>,
+    /// Chooses the sample.
+    pub seed: u64,
+    /// Reads in flight.
+    pub fetches_in_flight: usize,
+}
+
+impl Default for VerifySettings {
+    fn default() -> Self {
+        Self {
+            sample: None,
+            seed: 0,
+            fetches_in_flight: 4,
+        }
+    }
+}
+
+/// What a verify found.
+#[derive(Debug, Clone, Serialize)]
+pub struct VerifyReport {
+    /// Points looked at.
+    pub points: u64,
+    /// Leaves read.
+    pub leaves: u64,
+    /// Data packs that the points need.
+    pub packs: u64,
+    /// Different chunks that the points need.
+    pub chunks: u64,
+    /// Chunks opened and hashed.
+    pub checked_chunks: u64,
+    /// Their bytes.
+    pub checked_bytes: u64,
+    /// Bytes fetched.
+    pub fetched_bytes: u64,
+    /// True when all data was checked: not for a sample, and not without a restore key.
+    pub complete: bool,
+    /// Why it was not complete.
+    pub remark: Option<String>,
+    /// What is wrong, an object each.
+    pub damages: Vec<Damage>,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+/// A damaged object and what it touches.
+#[derive(Debug, Clone, Serialize)]
+pub struct Damage {
+    /// The object's key in the repository.
+    pub object: String,
+    /// What was found.
+    pub found: String,
+    /// What needs it.
+    pub touches: Vec<Touched>,
+}
+
+/// A run of a disk that cannot be restored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Touched {
+    /// The machine.
+    pub machine: String,
+    /// The point's id.
+    pub point: String,
+    /// The disk.
+    pub disk: String,
+    /// Where it begins, in bytes.
+    pub start: u64,
+    /// Its length in bytes.
+    pub length: u64,
+}
+
+/// Verifies points.
+pub async fn verify(
+    repository: &Arc<Repository>,
+    points: &[Point],
+    settings: &VerifySettings,
+    progress: Arc<Progress>,
+    stop: CancellationToken,
+) -> Result<VerifyReport> {
+    let started = std::time::Instant::now();
+    let may_read = content_namer(repository).is_ok();
+    let mut report = VerifyReport {
+        points: points.len() as u64,
+        leaves: 0,
+        packs: 0,
+        chunks: 0,
+        checked_chunks: 0,
+        checked_bytes: 0,
+        fetched_bytes: 0,
+        complete: may_read && settings.sample.is_none(),
+        remark: match (may_read, settings.sample) {
+            (false, _) => Some("structure only: reading data needs a restore key".to_owned()),
+            (true, Some(share)) => Some(format!("a sample of {} % of the data", share * 100.0)),
+            (true, None) => None,
+        },
+        damages: Vec::new(),
+        seconds: 0.0,
+    };
+    let mut damage = Found::default();
+    let list = Arc::new(Worklist::new()?);
+    for point in points {
+        for disk in &point.disks {
+            stop_here(&stop)?;
+            report.leaves += gather(repository, point, disk, &list, &mut damage, &stop).await?;
+        }
+    }
+    let packs = list.packs()?;
+    report.packs = packs.len() as u64;
+    report.chunks = list.count()?;
+    missing_packs(repository, packs, &mut damage).await?;
+    if may_read {
+        check_data(
+            repository,
+            &list,
+            settings,
+            &progress,
+            &stop,
+            &mut damage,
+            &mut report,
+        )
+        .await?;
+    }
+    report.damages = damage.into_damages(repository, points).await?;
+    report.seconds = started.elapsed().as_secs_f64();
+    Ok(report)
+}
+
+/// What was found wrong so far.
+#[derive(Default)]
+struct Found {
+    /// Pages: what they touch is known where they are met.
+    pages: Vec<Damage>,
+    /// Whole packs, and why.
+    packs: BTreeMap<PackId, String>,
+    /// Chunks within packs.
+    chunks: HashMap<ChunkId, PackId>,
+}
+
+/// Reads a disk's tree and notes what it needs. Returns the number of leaves.
+async fn gather(
+    repository: &Arc<Repository>,
+    point: &Point,
+    disk: &crate::repository::PointDisk,
+    list: &Arc<Worklist>,
+    damage: &mut Found,
+    stop: &CancellationToken,
+) -> Result<u64> {
+    use tidegate_protocol::limits::{FAN_OUT, LEAF_BYTES};
+    let tree = TreeReader::new(repository, disk);
+    let touched = |start: u64, length: u64| Touched {
+        machine: point.machine.clone(),
+        point: point.id.to_string(),
+        disk: disk.name.clone(),
+        start,
+        length: length.min(disk.size_bytes.saturating_sub(start)),
+    };
+    let mut leaves = 0;
+    for group in 0..tree.groups() {
+        stop_here(stop)?;
+        let start = group * FAN_OUT as u64 * LEAF_BYTES;
+        let found = match tree.group(group).await {
+            Ok(found) => found,
+            Err(error) => {
+                damage.page(error, touched(start, FAN_OUT as u64 * LEAF_BYTES))?;
+                continue;
+            }
+        };
+        let mut chunks = Vec::new();
+        for (index, page) in found {
+            match repository.leaf(&page).await {
+                Ok(leaf) => {
+                    leaves += 1;
+                    chunks.extend(leaf.extents.iter().filter_map(|extent| {
+                        extent.slice.map(|slice| (slice.chunk, slice.location))
+                    }));
+                }
+                Err(error) => damage.page(error, touched(index * LEAF_BYTES, LEAF_BYTES))?,
+            }
+        }
+        let list = Arc::clone(list);
+        blocking(move || list.add(&chunks)).await?;
+    }
+    Ok(leaves)
+}
+
+/// Packs that are not in the store. One listing, instead of a request for each.
+async fn missing_packs(
+    repository: &Arc<Repository>,
+    mut wanted: HashMap<PackId, u64>,
+    damage: &mut Found,
+) -> Result<()> {
+    let mut entries = repository.store().list("packs/", None);
+    while let Some(entry) = entries.try_next().await? {
+        let Some(id) = entry
+            .key
+            .rsplit('/')
+            .next()
+            .and_then(|name| name.parse().ok())
+        else {
+            continue;
+        };
+        if let Some(end) = wanted.remove(&id)
+            && entry.size_bytes < end
+        {
+            let found = format!(
+                "it has {} bytes, at least {end} were expected",
+                entry.size_bytes
+            );
+            damage.packs.insert(id, found);
+        }
+    }
+    for (id, _) in wanted {
+        damage.packs.insert(id, "it is missing".to_owned());
+    }
+    Ok(())
+}
+
+async fn check_data(
+    repository: &Arc<Repository>,
+    list: &Arc<Worklist>,
+    settings: &VerifySettings,
+    progress: &Arc<Progress>,
+    stop: &CancellationToken,
+    damage: &mut Found,
+    report: &mut VerifyReport,
+) -> Result<()> {
+    let chosen = Sample::new(settings);
+    progress.add_total(list.bytes()?);
+    let checked = Arc::new((AtomicU64::new(0), AtomicU64::new(0)));
+    let passed: Arc<Mutex<HashSet<ChunkId>>> = Arc::default();
+    let sink: Arc<Sink> = {
+        let (checked, passed, progress) = (
+            Arc::clone(&checked),
+            Arc::clone(&passed),
+            Arc::clone(progress),
+        );
+        Arc::new(move |want: &Want, bytes: &[u8]| {
+            // What is fetched again to narrow damage down counts once.
+            let mut passed = passed.lock().unwrap_or_else(PoisonError::into_inner);
+            if passed.insert(want.chunk) {
+                checked.0.fetch_add(1, Ordering::Relaxed);
+                checked.1.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                progress.add_done(bytes.len() as u64);
+            }
+            Ok(())
+        })
+    };
+    let fetch = FetchSettings {
+        reads_in_flight: settings.fetches_in_flight,
+    };
+    let mut after = None;
+    loop {
+        stop_here(stop)?;
+        let from = Arc::clone(list);
+        let batch = blocking(move || from.batch(after, BATCH)).await?;
+        let Some(last) = batch.last() else {
+            return Ok(());
+        };
+        after = Some(last.0);
+        let wants: Vec<Want> = batch
+            .into_iter()
+            .map(|(_, want)| want)
+            .filter(|want| !damage.packs.contains_key(&want.location.pack) && chosen.takes(want))
+            .collect();
+        match repository.fetch(wants.clone(), fetch, &sink, stop).await {
+            Ok(fetched) => {
+                report.fetched_bytes += fetched;
+                progress.add_stored(fetched);
+            }
+            Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Missing) => {
+                // Something in this batch is damaged: find out what, a pack and then a frame at a time.
+                for pack in wants.chunk_by(|a, b| a.location.pack == b.location.pack) {
+                    narrow_down(repository, pack, fetch, &sink, stop, damage, report).await?;
+                }
+            }
+            Err(error) => return Err(error),
+        }
+        report.checked_chunks = checked.0.load(Ordering::Relaxed);
+        report.checked_bytes = checked.1.load(Ordering::Relaxed);
+        passed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
+    }
+}
+
+async fn narrow_down(
+    repository: &Arc<Repository>,
+    pack: &[Want],
+    fetch: FetchSettings,
+    sink: &Arc<Sink>,
+    stop: &CancellationToken,
+    damage: &mut Found,
+    report: &mut VerifyReport,
+) -> Result<()> {
+    match repository.fetch(pack.to_vec(), fetch, sink, stop).await {
+        Ok(fetched) => {
+            report.fetched_bytes += fetched;
+            return Ok(());
+        }
+        Err(error) if !matches!(error.kind(), Kind::Corrupt | Kind::Missing) => return Err(error),
+        Err(_) => {}
+    }
+    for frame in pack.chunk_by(|a, b| a.location.frame_offset == b.location.frame_offset) {
+        match repository.fetch(frame.to_vec(), fetch, sink, stop).await {
+            Ok(fetched) => report.fetched_bytes += fetched,
+            Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Missing) => {
+                for want in frame {
+                    damage.chunks.insert(want.chunk, want.location.pack);
+                    damage
+                        .packs
+                        .entry(want.location.pack)
+                        .or_insert_with(|| error.chain());
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+impl Found {
+    fn page(&mut self, error: Error, touched: Touched) -> Result<()> {
+        if !matches!(error.kind(), Kind::Corrupt | Kind::Missing) {
+            return Err(error);
+        }
+        let found = error.chain();
+        match self.pages.iter_mut().find(|damage| damage.found == found) {
+            Some(damage) => add_range(&mut damage.touches, touched),
+            None => self.pages.push(Damage {
+                object: error.to_string(),
+                found,
+                touches: vec![touched],
+            }),
+        }
+        Ok(())
+    }
+
+    /// Walks the trees again to see what the damaged packs and chunks touch.
+    async fn into_damages(
+        self,
+        repository: &Arc<Repository>,
+        points: &[Point],
+    ) -> Result<Vec<Damage>> {
+        let mut touches: BTreeMap<PackId, Vec<Touched>> =
+            self.packs.keys().map(|pack| (*pack, Vec::new())).collect();
+        if !touches.is_empty() {
+            let partly: HashSet<PackId> = self.chunks.values().copied().collect();
+            for point in points {
+                for disk in &point.disks {
+                    let mut walk = Walk::new(repository, disk);
+                    // A damaged tree was reported before; what it hides cannot be walked.
+                    while let Ok(Some(stretch)) = walk.next().await {
+                        for want in stretch.wants {
+                            let pack = want.location.pack;
+                            let Some(list) = touches.get_mut(&pack) else {
+                                continue;
+                            };
+                            if partly.contains(&pack) && !self.chunks.contains_key(&want.chunk) {
+                                continue;
+                            }
+                            add_range(
+                                list,
+                                Touched {
+                                    machine: point.machine.clone(),
+                                    point: point.id.to_string(),
+                                    disk: disk.name.clone(),
+                                    start: want.disk_offset,
+                                    length: want.length.into(),
+                                },
+                            );
+                        }
+                    }
+                }
+            }
+        }
+        let mut damages = self.pages;
+        for (pack, found) in self.packs {
+            damages.push(Damage {
+                object: pack.object_key(),
+                found,
+                touches: touches.remove(&pack).unwrap_or_default(),
+            });
+        }
+        Ok(damages)
+    }
+}
+
+/// Joins adjacent ranges; beyond [`RANGES_MAX`] for a disk the last range grows over the rest.
+fn add_range(list: &mut Vec<Touched>, next: Touched) {
+    let same_disk = |a: &Touched| a.point == next.point && a.disk == next.disk;
+    let count = list
+        .iter()
+        .rev()
+        .take_while(|touched| same_disk(touched))
+        .count();
+    if let Some(last) = list.last_mut()
+        && same_disk(last)
+        && (last.start + last.length == next.start || count >= RANGES_MAX)
+    {
+        last.length = (next.start + next.length).saturating_sub(last.start);
+        return;
+    }
+    list.push(next);
+}
+
+/// Which frames a sample takes: by a hash of pack and place, so that a seed always takes the same.
+struct Sample {
+    below: u64,
+    seed: u64,
+}
+
+impl Sample {
+    fn new(settings: &VerifySettings) -> Self {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a share between 0 and 1 of the range of u64; float to int saturates"
+        )]
+        let below = match settings.sample {
+            Some(share) => (share.clamp(0.0, 1.0) * u64::MAX as f64) as u64,
+            None => u64::MAX,
+        };
+        Self {
+            below,
+            seed: settings.seed,
+        }
+    }
+
+    fn takes(&self, want: &Want) -> bool {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&self.seed.to_le_bytes());
+        hasher.update(&want.location.pack.0);
+        hasher.update(&want.location.frame_offset.to_le_bytes());
+        let mut bytes = [0; 8];
+        hasher.finalize_xof().fill(&mut bytes);
+        u64::from_le_bytes(bytes) <= self.below
+    }
+}
+
+/// What the points need, each chunk once, in pack order, in a temporary file.
+struct Worklist {
+    connection: Mutex<Connection>,
+}
+
+impl Worklist {
+    fn new() -> Result<Self> {
+        let open = || -> rusqlite::Result<Connection> {
+            // An empty name: SQLite makes a temporary file and removes it when it is closed.
+            let connection = Connection::open("")?;
+            connection.execute_batch(
+                "PRAGMA cache_size = -32768;
+                 CREATE TABLE wanted (
+                     pack BLOB NOT NULL, frame_offset INTEGER NOT NULL, offset_in_frame INTEGER NOT NULL,
+                     frame_bytes INTEGER NOT NULL, length INTEGER NOT NULL, chunk BLOB NOT NULL,
+                     PRIMARY KEY (pack, frame_offset, offset_in_frame, chunk)
+                 ) WITHOUT ROWID;",
+            )?;
+            Ok(connection)
+        };
+        let connection = open().map_err(worklist_error)?;
+        Ok(Self {
+            connection: Mutex::new(connection),
+        })
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&mut Connection) -> rusqlite::Result<T>) -> Result<T> {
+        let mut connection = self
+            .connection
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        work(&mut connection).map_err(worklist_error)
+    }
+
+    fn add(&self, chunks: &[(ChunkId, Location)]) -> Result<()> {
+        self.with(|connection| {
+            let transaction = connection.transaction()?;
+            {
+                let mut insert = transaction.prepare_cached(
+                    "INSERT OR IGNORE INTO wanted VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+                )?;
+                for (chunk, location) in chunks {
+                    insert.execute(params![
+                        location.pack.0,
+                        location.frame_offset,
+                        location.offset_in_frame,
+                        location.frame_bytes,
+                        location.length,
+                        chunk.0
+                    ])?;
+                }
+            }
+            transaction.commit()
+        })
+    }
+
+    /// Packs, and how many bytes each must have at least.
+    fn packs(&self) -> Result<HashMap<PackId, u64>> {
+        self.with(|connection| {
+            connection
+                .prepare("SELECT pack, max(frame_offset + frame_bytes) FROM wanted GROUP BY pack")?
+                .query_map([], |row| {
+                    Ok((PackId(row.get(0)?), row.get::<_, i64>(1)?.cast_unsigned()))
+                })?
+                .collect()
+        })
+    }
+
+    fn count(&self) -> Result<u64> {
+        self.number("SELECT count(*) FROM wanted")
+    }
+
+    fn bytes(&self) -> Result<u64> {
+        self.number("SELECT coalesce(sum(length), 0) FROM wanted")
+    }
+
+    fn number(&self, sql: &str) -> Result<u64> {
+        self.with(|connection| {
+            connection.query_row(sql, [], |row| Ok(row.get::<_, i64>(0)?.cast_unsigned()))
+        })
+    }
+
+    /// The next chunks in pack order, each with its place in that order.
+    fn batch(&self, after: Option<Place>, count: u32) -> Result<Vec<(Place, Want)>> {
+        let after = after.unwrap_or_default();
+        self.with(|connection| {
+            connection
+                .prepare_cached(
+                    "SELECT pack, frame_offset, offset_in_frame, frame_bytes, length, chunk FROM wanted
+                     WHERE (pack, frame_offset, offset_in_frame, chunk) > (?1, ?2, ?3, ?4)
+                     ORDER BY pack, frame_offset, offset_in_frame, chunk LIMIT ?5",
+                )?
+                .query_map(
+                    params![after.pack, after.frame_offset, after.offset_in_frame, after.chunk, count],
+                    |row| {
+                        let location = Location {
+                            pack: PackId(row.get(0)?),
+                            frame_offset: row.get(1)?,
+                            offset_in_frame: row.get(2)?,
+                            frame_bytes: row.get(3)?,
+                            length: row.get(4)?,
+                        };
+                        let chunk = ChunkId(row.get(5)?);
+                        let place = Place {
+                            pack: location.pack.0,
+                            frame_offset: location.frame_offset,
+                            offset_in_frame: location.offset_in_frame,
+                            chunk: chunk.0,
+                        };
+                        let want = Want {
+                            disk_offset: 0,
+                            length: location.length,
+                            chunk,
+                            offset: 0,
+                            location,
+                        };
+                        Ok((place, want))
+                    },
+                )?
+                .collect()
+        })
+    }
+}
+
+fn worklist_error(error: rusqlite::Error) -> Error {
+    Error::new(Kind::Io, "the temporary work list of a verify")
+        .advise("free some space in the folder for temporary files, or set SQLITE_TMPDIR")
+        .caused_by(error)
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Place {
+    pack: [u8; 32],
+    frame_offset: u32,
+    offset_in_frame: u32,
+    chunk: [u8; 32],
+}
