@@ -4,9 +4,9 @@
 //! from there. The invariants: under the final name there is the whole durable image or nothing of
 //! ours; the image's virtual size is the disk's, to the byte, or nothing is begun. Until the end all
 //! files stand in the folder `<path>.tidegate-partial`, under their final names, since a VMDK names
-//! its extents; it goes when the conversion fails.
+//! its extents. It goes when the conversion fails; one that a killed process left behind is used again.
 
-use super::file::{claim, publish, unfinished};
+use super::file::{claim, lock, publish, unfinished};
 use crate::error::{Error, Kind, Result};
 use crate::format::Format;
 use crate::nbd::server::{Export, Limits, Server};
@@ -15,10 +15,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use serde_json::json;
 use std::ffi::OsString;
-use std::fs::{DirBuilder, File, Permissions};
+use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io::Read;
 use std::ops::Range;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdout, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -270,13 +270,18 @@ fn listen(running: &mut Running) -> UnboundedReceiver<f64> {
     fractions
 }
 
+/// More than any line of progress has.
+const LINE_BYTES_MAX: usize = 64;
+
 fn hear(mut stdout: ChildStdout, fractions: &UnboundedSender<f64>) {
     let mut line = Vec::new();
     let mut buffer = [0; 256];
     while let Ok(count @ 1..) = stdout.read(&mut buffer) {
         for &byte in &buffer[..count] {
             if byte != b'\r' && byte != b'\n' {
-                line.push(byte);
+                if line.len() < LINE_BYTES_MAX {
+                    line.push(byte);
+                }
                 continue;
             }
             if let Some(fraction) = parse_progress(&line) {
@@ -303,6 +308,8 @@ struct PartialFolder {
     path: PathBuf,
     name: OsString,
     overwrite: bool,
+    /// Held for as long as we may write here.
+    _lock: File,
 }
 
 impl PartialFolder {
@@ -311,18 +318,31 @@ impl PartialFolder {
         // QEMU takes "a:b" for a protocol, but not behind a slash.
         let folder = std::path::absolute(&folder)
             .map_err(|error| Error::io(format!("cannot find {}", folder.display()), error))?;
-        DirBuilder::new()
-            .mode(0o700)
-            .create(&folder)
+        let cannot = |error| Error::io(format!("cannot create {}", folder.display()), error);
+        match DirBuilder::new().mode(0o700).create(&folder) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            made => made.map_err(cannot)?,
+        }
+        let handle = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW)
+            .open(&folder)
             .map_err(|error| match error.kind() {
-                std::io::ErrorKind::AlreadyExists => unfinished(&folder),
-                _ => Error::io(format!("cannot create {}", folder.display()), error),
+                // The unfinished raw image of another restore.
+                std::io::ErrorKind::NotADirectory => unfinished(&folder),
+                _ => cannot(error),
             })?;
+        lock(&handle, &folder)?;
+        // Whoever left something here without a lock was killed. A conversion begins anew.
+        for entry in std::fs::read_dir(&folder).map_err(cannot)? {
+            std::fs::remove_file(entry.map_err(cannot)?.path()).map_err(cannot)?;
+        }
         Ok(Self {
             folder,
             path: path.to_owned(),
             name: path.file_name().unwrap_or_default().to_owned(),
             overwrite,
+            _lock: handle,
         })
     }
 
@@ -434,6 +454,14 @@ mod tests {
         ] {
             assert_eq!(settings.check(512).is_ok(), sound, "{settings:?}");
         }
+    }
+
+    /// A conversion can run as a task of its own.
+    #[test]
+    fn the_future_is_send() {
+        fn assert_send<T: Send>(_: impl FnOnce(Arc<dyn Export>) -> T) {}
+        let settings = ConvertSettings::new(Format::Qcow2);
+        assert_send(|export| convert(export, Path::new("a"), &settings, |_| {}));
     }
 
     #[test]
