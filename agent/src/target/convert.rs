@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ChildStdout, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio_util::sync::CancellationToken;
 
 /// All formats count in sectors of so many bytes.
@@ -261,19 +261,20 @@ impl Export for Watched {
 }
 
 /// Hears the progress that `qemu-img -p` prints, until it ends.
-fn listen(running: &mut Running) -> UnboundedReceiver<f64> {
-    // Unbounded, but qemu-img prints each of its thousand steps once.
-    let (sender, fractions) = unbounded_channel();
+fn listen(running: &mut Running) -> Receiver<f64> {
+    let (sender, fractions) = channel(FRACTIONS_MAX);
     if let Some(stdout) = running.take_stdout() {
         std::thread::spawn(move || hear(stdout, &sender));
     }
     fractions
 }
 
+/// Progress that may wait to be shown; then QEMU waits.
+const FRACTIONS_MAX: usize = 16;
 /// More than any line of progress has.
 const LINE_BYTES_MAX: usize = 64;
 
-fn hear(mut stdout: ChildStdout, fractions: &UnboundedSender<f64>) {
+fn hear(mut stdout: ChildStdout, fractions: &Sender<f64>) {
     let mut line = Vec::new();
     let mut buffer = [0; 256];
     while let Ok(count @ 1..) = stdout.read(&mut buffer) {
@@ -286,7 +287,7 @@ fn hear(mut stdout: ChildStdout, fractions: &UnboundedSender<f64>) {
             }
             if let Some(fraction) = parse_progress(&line) {
                 // Nobody listens any more when the conversion was given up.
-                let _ = fractions.send(fraction);
+                let _ = fractions.blocking_send(fraction);
             }
             line.clear();
         }
