@@ -48,6 +48,8 @@ fn start(image: &Path, path: &str) -> (Child, String) {
         .args(["--exact", "open_and_wait", "--ignored", "--nocapture"])
         .env(IMAGE, image)
         .env("PATH", path)
+        // A killed process leaves its socket's folder behind.
+        .env("TMPDIR", image.parent().unwrap())
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
