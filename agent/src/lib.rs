@@ -6,7 +6,7 @@
 //! |---|---|---|
 //! | 0 | [`error`] | errors whose kind says what to do |
 //! | 0 | [`clock`], [`progress`] | the doors to clock and chance; counters of a running job |
-//! | 0 | [`format`] | image formats, and how they are told apart |
+//! | 0 | [`mod@format`] | image formats, and how they are told apart |
 //! | 1 | `sparse`, `qemu` | holes in files; QEMU's tools as child processes |
 //! | 1 | [`chunk`] | where chunks end, partition phase |
 //! | 2 | [`store`] | object storage behind one door: folder, S3, Azure, GCS, memory |

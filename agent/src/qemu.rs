@@ -12,7 +12,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -115,17 +115,17 @@ pub(crate) fn on_lasting_thread<T: Send + 'static>(
     spawn: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T> {
     type Job = Box<dyn FnOnce() + Send>;
-    static THREAD: OnceLock<Mutex<Option<Sender<Job>>>> = OnceLock::new();
+    static THREAD: OnceLock<Mutex<Option<SyncSender<Job>>>> = OnceLock::new();
 
     let gone = || Error::new(Kind::Bug, "the thread that starts child processes is gone");
     let thread = THREAD.get_or_init(|| {
-        let (sender, jobs) = channel::<Job>();
+        let (sender, jobs) = sync_channel::<Job>(0);
         let started = std::thread::Builder::new()
             .name("children".to_owned())
             .spawn(move || jobs.iter().for_each(|job| job()));
         Mutex::new(started.is_ok().then_some(sender))
     });
-    let (answer, answers) = channel();
+    let (answer, answers) = sync_channel(1);
     let job: Job = Box::new(move || {
         // Nobody waits any more only if the caller has panicked.
         let _ = answer.send(spawn());

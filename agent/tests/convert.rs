@@ -1,6 +1,13 @@
 //! Disks written as images of every format, checked by QEMU's own tools.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::single_range_in_vec_init,
+    reason = "tests"
+)]
 
 mod disks;
 
@@ -206,9 +213,23 @@ fn what_is_there_already_is_left_alone() {
     let partial = partial_path(&path).unwrap();
     fs::create_dir(&partial).unwrap();
     fs::write(partial.join("theirs"), "").unwrap();
+    let owner = fs::File::open(&partial).unwrap();
+    rustix::fs::flock(&owner, rustix::fs::FlockOperation::LockExclusive).unwrap();
     let error = write(&disk, &path, &settings).unwrap_err();
     assert_eq!(error.kind(), Kind::Conflict);
     assert!(partial.join("theirs").exists());
+    // The owner was killed.
+    drop(owner);
+    write(&disk, &path, &settings).unwrap();
+    assert_eq!(names(folder.path()), ["disk.qcow2"]);
+    let raw = folder.path().join("disk.raw");
+    drop(tidegate_agent::target::create_file(&raw, 512, false).unwrap());
+    let error = write(&disk, &raw, &settings).unwrap_err();
+    assert_eq!(
+        error.kind(),
+        Kind::Conflict,
+        "an unfinished raw image: {error:?}"
+    );
     let error = write(&disk, folder.path(), &settings).unwrap_err();
     assert_eq!(error.kind(), Kind::Config);
     let nowhere = folder.path().join("none/disk.qcow2");

@@ -4,6 +4,7 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
+    clippy::single_range_in_vec_init,
     reason = "tests"
 )]
 
@@ -40,7 +41,7 @@ impl Serving {
         let folder = TempDir::new().unwrap();
         let stop = CancellationToken::new();
         let (path, stopped) = (folder.path().join("nbd"), stop.clone());
-        let (ready, is_ready) = std::sync::mpsc::channel();
+        let (ready, is_ready) = std::sync::mpsc::sync_channel(1);
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(2)

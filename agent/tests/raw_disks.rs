@@ -1,10 +1,17 @@
 //! Raw images and sparse targets on a real file system.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::single_range_in_vec_init,
+    reason = "tests"
+)]
 
 mod disks;
 
-use disks::{MIB, pattern, read_whole, sparse_file};
+use disks::{LoopDevice, MIB, pattern, read_whole, sparse_file};
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
@@ -273,37 +280,6 @@ fn a_block_device_is_written_in_place() {
     expected[1000..end].fill(0);
     expected[4096 * 3 + 1..][..3].copy_from_slice(b"new");
     assert!(read_whole(&source) == expected);
-}
-
-struct LoopDevice(String);
-
-impl LoopDevice {
-    fn attach(image: &Path) -> Option<Self> {
-        let losetup = std::process::Command::new("losetup")
-            .args(["--find", "--show"])
-            .arg(image)
-            .output()
-            .ok()?;
-        if !losetup.status.success() {
-            eprintln!("skipped: {}", String::from_utf8_lossy(&losetup.stderr));
-            return None;
-        }
-        Some(Self(
-            String::from_utf8(losetup.stdout).unwrap().trim().to_owned(),
-        ))
-    }
-
-    fn path(&self) -> &Path {
-        Path::new(&self.0)
-    }
-}
-
-impl Drop for LoopDevice {
-    fn drop(&mut self) {
-        let _ = std::process::Command::new("losetup")
-            .args(["-d", &self.0])
-            .status();
-    }
 }
 
 #[test]

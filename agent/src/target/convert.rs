@@ -4,9 +4,9 @@
 //! from there. The invariants: under the final name there is the whole durable image or nothing of
 //! ours; the image's virtual size is the disk's, to the byte, or nothing is begun. Until the end all
 //! files stand in the folder `<path>.tidegate-partial`, under their final names, since a VMDK names
-//! its extents; it goes when the conversion fails.
+//! its extents. It goes when the conversion fails; one that a killed process left behind is used again.
 
-use super::file::{claim, publish, unfinished};
+use super::file::{claim, lock, publish, unfinished};
 use crate::error::{Error, Kind, Result};
 use crate::format::Format;
 use crate::nbd::server::{Export, Limits, Server};
@@ -15,15 +15,15 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use serde_json::json;
 use std::ffi::OsString;
-use std::fs::{DirBuilder, File, Permissions};
+use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io::Read;
 use std::ops::Range;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdout, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio_util::sync::CancellationToken;
 
 /// All formats count in sectors of so many bytes.
@@ -261,27 +261,33 @@ impl Export for Watched {
 }
 
 /// Hears the progress that `qemu-img -p` prints, until it ends.
-fn listen(running: &mut Running) -> UnboundedReceiver<f64> {
-    // Unbounded, but qemu-img prints each of its thousand steps once.
-    let (sender, fractions) = unbounded_channel();
+fn listen(running: &mut Running) -> Receiver<f64> {
+    let (sender, fractions) = channel(FRACTIONS_MAX);
     if let Some(stdout) = running.take_stdout() {
         std::thread::spawn(move || hear(stdout, &sender));
     }
     fractions
 }
 
-fn hear(mut stdout: ChildStdout, fractions: &UnboundedSender<f64>) {
+/// Progress that may wait to be shown; then QEMU waits.
+const FRACTIONS_MAX: usize = 16;
+/// More than any line of progress has.
+const LINE_BYTES_MAX: usize = 64;
+
+fn hear(mut stdout: ChildStdout, fractions: &Sender<f64>) {
     let mut line = Vec::new();
     let mut buffer = [0; 256];
     while let Ok(count @ 1..) = stdout.read(&mut buffer) {
         for &byte in &buffer[..count] {
             if byte != b'\r' && byte != b'\n' {
-                line.push(byte);
+                if line.len() < LINE_BYTES_MAX {
+                    line.push(byte);
+                }
                 continue;
             }
             if let Some(fraction) = parse_progress(&line) {
                 // Nobody listens any more when the conversion was given up.
-                let _ = fractions.send(fraction);
+                let _ = fractions.blocking_send(fraction);
             }
             line.clear();
         }
@@ -303,6 +309,8 @@ struct PartialFolder {
     path: PathBuf,
     name: OsString,
     overwrite: bool,
+    /// Held for as long as we may write here.
+    _lock: File,
 }
 
 impl PartialFolder {
@@ -311,18 +319,31 @@ impl PartialFolder {
         // QEMU takes "a:b" for a protocol, but not behind a slash.
         let folder = std::path::absolute(&folder)
             .map_err(|error| Error::io(format!("cannot find {}", folder.display()), error))?;
-        DirBuilder::new()
-            .mode(0o700)
-            .create(&folder)
+        let cannot = |error| Error::io(format!("cannot create {}", folder.display()), error);
+        match DirBuilder::new().mode(0o700).create(&folder) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            made => made.map_err(cannot)?,
+        }
+        let handle = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW)
+            .open(&folder)
             .map_err(|error| match error.kind() {
-                std::io::ErrorKind::AlreadyExists => unfinished(&folder),
-                _ => Error::io(format!("cannot create {}", folder.display()), error),
+                // The unfinished raw image of another restore.
+                std::io::ErrorKind::NotADirectory => unfinished(&folder),
+                _ => cannot(error),
             })?;
+        lock(&handle, &folder)?;
+        // Whoever left something here without a lock was killed. A conversion begins anew.
+        for entry in std::fs::read_dir(&folder).map_err(cannot)? {
+            std::fs::remove_file(entry.map_err(cannot)?.path()).map_err(cannot)?;
+        }
         Ok(Self {
             folder,
             path: path.to_owned(),
             name: path.file_name().unwrap_or_default().to_owned(),
             overwrite,
+            _lock: handle,
         })
     }
 
@@ -434,6 +455,14 @@ mod tests {
         ] {
             assert_eq!(settings.check(512).is_ok(), sound, "{settings:?}");
         }
+    }
+
+    /// A conversion can run as a task of its own.
+    #[test]
+    fn the_future_is_send() {
+        fn assert_send<T: Send>(_: impl FnOnce(Arc<dyn Export>) -> T) {}
+        let settings = ConvertSettings::new(Format::Qcow2);
+        assert_send(|export| convert(export, Path::new("a"), &settings, |_| {}));
     }
 
     #[test]

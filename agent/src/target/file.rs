@@ -153,8 +153,8 @@ pub(super) fn unfinished(partial: &Path) -> Error {
     .advise("resume it, or delete that file to start again")
 }
 
-/// Makes us the only writer of `partial`.
-fn lock(file: &File, partial: &Path) -> Result<()> {
+/// Makes us the only writer of `partial`, a file or a folder.
+pub(super) fn lock(file: &File, partial: &Path) -> Result<()> {
     match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
         Err(Errno::WOULDBLOCK) => {

@@ -4,11 +4,13 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
+    clippy::print_stderr,
     dead_code,
     unreachable_pub,
     reason = "tests, each of which uses a part of this"
 )]
 
+pub mod images;
 pub mod memory;
 
 use std::fs::File;
@@ -51,7 +53,7 @@ pub fn sample_disk(path: &Path, size: u64, seed: u64) {
     while at < size {
         let length = (step % 300_000).min(size - at);
         let mut bytes = pattern(at ^ seed, usize::try_from(length).unwrap());
-        if step % 3 == 0 {
+        if step.is_multiple_of(3) {
             bytes.fill(b'a' + u8::try_from(step % 26).unwrap());
         }
         file.write_all_at(&bytes, at).unwrap();
@@ -137,5 +139,37 @@ impl SmallDisk {
 impl Drop for SmallDisk {
     fn drop(&mut self) {
         run_anyhow("umount", &[text(self.0.path())]);
+    }
+}
+
+/// A block device over a file; nothing without the privilege to make one, which is said.
+pub struct LoopDevice(String);
+
+impl LoopDevice {
+    pub fn attach(image: &Path) -> Option<Self> {
+        let losetup = std::process::Command::new("losetup")
+            .args(["--find", "--show"])
+            .arg(image)
+            .output()
+            .ok()?;
+        if !losetup.status.success() {
+            eprintln!("skipped: {}", String::from_utf8_lossy(&losetup.stderr));
+            return None;
+        }
+        Some(Self(
+            String::from_utf8(losetup.stdout).unwrap().trim().to_owned(),
+        ))
+    }
+
+    pub fn path(&self) -> &Path {
+        Path::new(&self.0)
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("losetup")
+            .args(["-d", &self.0])
+            .status();
     }
 }
