@@ -63,6 +63,7 @@ impl Method {
             fixed("fixed 4 MiB", 4096),
             fixed("fixed 64 KiB", 64),
             fixed("fixed 16 KiB", 16),
+            fixed("fixed 4 KiB", 4),
             fastcdc("FastCDC 64 KiB", 64),
             fastcdc("FastCDC 16 KiB", 16),
             aligned("aligned 32/128/512, EOF 16", 32, 128, 512, 16),
