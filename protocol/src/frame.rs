@@ -2,16 +2,17 @@
 //!
 //! ```text
 //! payload = codec u8 | raw length u32 | bytes        (codec 0: as is, 1: zstd)
-//! frame   = ordinal u32 | AES-256-GCM(payload, nonce = ordinal, associated data = pack header) | tag
+//! frame   = AES-256-GCM(payload, nonce = the frame's offset in its pack, associated data = pack
+//!           header) | tag
 //! ```
 //!
-//! The ordinal travels with the frame, so that a frame can be opened with nothing but its pack's key
-//! and header.
+//! The nonce is the place: a frame opens in its pack, where it was written, and nowhere else; and
+//! since frames do not overlap, no nonce comes twice.
 
 use crate::aead::{SealKey, TAG_BYTES};
-use crate::codec::{Reader, length_u32};
+use crate::codec::{Reader, at_most, length_u32};
 use crate::error::FormatError;
-use crate::limits::FRAME_RAW_BYTES_MAX;
+use crate::limits::{FRAME_BYTES_MAX, FRAME_BYTES_MIN, FRAME_RAW_BYTES_MAX};
 use zstd::bulk::{Compressor, Decompressor};
 
 const OBJECT: &str = "frame";
@@ -19,10 +20,18 @@ const CODEC_STORED: u8 = 0;
 const CODEC_ZSTD: u8 = 1;
 
 /// Bytes in front of a payload's content.
-const PAYLOAD_HEADER_BYTES: usize = 5;
+pub(crate) const PAYLOAD_HEADER_BYTES: usize = 5;
+
+const _: () = {
+    assert!(FRAME_BYTES_MIN as usize == PAYLOAD_HEADER_BYTES + 1 + FRAME_OVERHEAD_BYTES);
+    assert!(
+        FRAME_BYTES_MAX as usize
+            == PAYLOAD_HEADER_BYTES + FRAME_RAW_BYTES_MAX as usize + FRAME_OVERHEAD_BYTES
+    );
+};
 
 /// Bytes that a frame adds to its payload.
-pub const FRAME_OVERHEAD_BYTES: usize = 4 + TAG_BYTES;
+pub const FRAME_OVERHEAD_BYTES: usize = TAG_BYTES;
 
 /// Compresses `raw` into a payload, which replaces `payload`'s content. Content that zstd cannot
 /// shrink by at least a 32nd is stored as it is: such a frame costs nothing to read back, and zstd
@@ -46,12 +55,17 @@ pub fn encode_payload(raw: &[u8], compressor: &mut Compressor<'_>, payload: &mut
     payload[1..PAYLOAD_HEADER_BYTES].copy_from_slice(&length_u32(raw.len()).to_le_bytes());
 }
 
+/// The raw length that a payload claims; `None` for one that is cut.
+pub(crate) fn raw_bytes_of(payload: &[u8]) -> Option<u32> {
+    let field = payload.get(1..PAYLOAD_HEADER_BYTES)?;
+    Some(u32::from_le_bytes(field.try_into().ok()?))
+}
+
 /// Appends the frame for `payload` to a pack being written.
-pub(crate) fn seal(key: &SealKey, ordinal: u32, header: &[u8], payload: &[u8], out: &mut Vec<u8>) {
-    out.extend_from_slice(&ordinal.to_le_bytes());
-    let from = out.len();
-    out.extend_from_slice(payload);
-    key.seal_tail(ordinal, header, out, from);
+pub(crate) fn seal(key: &SealKey, header: &[u8], payload: &[u8], pack: &mut Vec<u8>) {
+    let from = pack.len();
+    pack.extend_from_slice(payload);
+    key.seal_tail(length_u32(from), header, pack, from);
 }
 
 /// Opens frames; its buffers and zstd context are reused from frame to frame.
@@ -71,17 +85,16 @@ impl FrameOpener {
         })
     }
 
-    /// Opens a frame as it stands in a pack and returns its content.
+    /// Opens the frame that stands at `frame_offset` of a pack and returns its content.
     pub fn open(
         &mut self,
         key: &SealKey,
         header: &[u8],
+        frame_offset: u32,
         frame: &[u8],
     ) -> Result<&[u8], FormatError> {
-        let mut reader = Reader::new(OBJECT, frame);
-        let ordinal = reader.u32()?;
-        let sealed = reader.take(reader.remaining())?;
-        key.open_into(OBJECT, ordinal, header, sealed, &mut self.payload)?;
+        at_most(OBJECT, frame, FRAME_BYTES_MAX.into())?;
+        key.open_into(OBJECT, frame_offset, header, frame, &mut self.payload)?;
         let mut reader = Reader::new(OBJECT, &self.payload);
         let codec = reader.u8()?;
         let raw_bytes = reader.u32()?;

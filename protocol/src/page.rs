@@ -24,7 +24,7 @@ use crate::keys::Keys;
 use crate::limits::{
     DISK_BYTES_MAX, FAN_OUT, LEAF_BYTES, LEAF_EXTENTS_MAX, PAGE_BYTES_MAX, TREE_LEVELS_MAX,
 };
-use crate::pack::Location;
+use crate::pack::{Location, PackKind};
 
 const OBJECT: &str = "tree page";
 const KIND_LEAF: u8 = 1;
@@ -85,10 +85,12 @@ impl Leaf {
         self.extents.iter().all(|extent| extent.slice.is_none())
     }
 
-    /// Encodes and names.
-    pub fn encode(&self, keys: &Keys) -> (PageId, Vec<u8>) {
+    /// Encodes and names. Refuses what [`Self::decode`] would refuse.
+    pub fn encode(&self, keys: &Keys) -> Result<(PageId, Vec<u8>), FormatError> {
         let mut logical = Vec::with_capacity(self.extents.len() * 40);
+        let mut bounds = LeafBounds::default();
         for extent in &self.extents {
+            bounds.admit(extent)?;
             match &extent.slice {
                 None => {
                     logical.push(EXTENT_HOLE);
@@ -107,7 +109,7 @@ impl Leaf {
             .iter()
             .filter_map(|extent| extent.slice.as_ref());
         let hints = encode_hints(slices.map(|slice| (slice.chunk.0, slice.location)));
-        assemble(keys, KIND_LEAF, &logical, &hints)
+        Ok(assemble(keys, KIND_LEAF, &logical, &hints))
     }
 
     /// Decodes the page that `page` speaks of and checks that it hashes to its id.
@@ -115,28 +117,17 @@ impl Leaf {
         let (logical, hints) = open(bytes, KIND_LEAF, &page.id, keys)?;
         let mut reader = Reader::new(OBJECT, logical);
         let mut extents: Vec<Extent> = Vec::new();
-        let mut covered = 0_u64;
+        let mut bounds = LeafBounds::default();
         let mut hints = HintReader::new(hints, page.location.pack)?;
         while reader.remaining() > 0 {
-            if extents.len() == LEAF_EXTENTS_MAX {
-                return Err(reader.range("extents", extents.len() as u64 + 1));
-            }
             let tag = reader.u8()?;
             let length = reader.varint("extent length")?;
-            covered += u64::from(length);
-            if length == 0 || covered > LEAF_BYTES {
-                return Err(reader.range("extent length", length.into()));
-            }
             let slice = match tag {
                 EXTENT_HOLE => None,
                 EXTENT_SLICE => {
                     let chunk = ChunkId(reader.array()?);
                     let offset = reader.varint("slice offset")?;
-                    let location = hints.next(chunk.0)?;
-                    let end = u64::from(offset) + u64::from(length);
-                    if end > u64::from(location.length) {
-                        return Err(reader.range("slice end", end));
-                    }
+                    let location = hints.next(chunk.0, PackKind::Data)?;
                     Some(Slice {
                         chunk,
                         offset,
@@ -145,10 +136,45 @@ impl Leaf {
                 }
                 other => return Err(reader.tag("extent", other.into())),
             };
-            extents.push(Extent { length, slice });
+            let extent = Extent { length, slice };
+            bounds.admit(&extent)?;
+            extents.push(extent);
         }
         hints.end()?;
         Ok(Self { extents })
+    }
+}
+
+/// What the extents of a leaf may add up to: one rule for writer and reader.
+#[derive(Default)]
+struct LeafBounds {
+    extents: usize,
+    covered: u64,
+}
+
+impl LeafBounds {
+    fn admit(&mut self, extent: &Extent) -> Result<(), FormatError> {
+        let out_of_range = |field, found| FormatError::Range {
+            object: OBJECT,
+            field,
+            found,
+        };
+        self.extents += 1;
+        if self.extents > LEAF_EXTENTS_MAX {
+            return Err(out_of_range("extents", self.extents as u64));
+        }
+        self.covered += u64::from(extent.length);
+        if extent.length == 0 || self.covered > LEAF_BYTES {
+            return Err(out_of_range("extent length", extent.length.into()));
+        }
+        if let Some(slice) = &extent.slice {
+            slice.location.check(OBJECT, PackKind::Data)?;
+            let end = u64::from(slice.offset) + u64::from(extent.length);
+            if end > u64::from(slice.location.length) {
+                return Err(out_of_range("slice end", end));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -162,10 +188,14 @@ pub struct Inner {
 }
 
 impl Inner {
-    /// Encodes and names.
-    pub fn encode(&self, keys: &Keys) -> (PageId, Vec<u8>) {
+    /// Encodes and names. Refuses what [`Self::decode`] would refuse.
+    pub fn encode(&self, keys: &Keys) -> Result<(PageId, Vec<u8>), FormatError> {
+        check_inner(self.level, self.children.len())?;
         let mut logical = vec![self.level];
-        logical.extend_from_slice(&(self.children.len() as u16).to_le_bytes());
+        logical.extend_from_slice(&length_u32(self.children.len()).to_le_bytes()[..2]);
+        for child in self.children.iter().flatten() {
+            child.location.check(OBJECT, PackKind::Tree)?;
+        }
         for child in &self.children {
             match child {
                 None => logical.push(EXTENT_HOLE),
@@ -177,7 +207,7 @@ impl Inner {
         }
         let pages = self.children.iter().flatten();
         let hints = encode_hints(pages.map(|child| (child.id.0, child.location)));
-        assemble(keys, KIND_INNER, &logical, &hints)
+        Ok(assemble(keys, KIND_INNER, &logical, &hints))
     }
 
     /// Decodes the page that `page` speaks of; checks that it hashes to its id and stands on `level`.
@@ -190,13 +220,11 @@ impl Inner {
         let (logical, hints) = open(bytes, KIND_INNER, &page.id, keys)?;
         let mut reader = Reader::new(OBJECT, logical);
         let found = reader.u8()?;
-        if found != level || level == 0 || level > TREE_LEVELS_MAX {
+        if found != level {
             return Err(reader.range("level", found.into()));
         }
         let count = usize::from(reader.u16()?);
-        if count == 0 || count > FAN_OUT {
-            return Err(reader.range("children", count as u64));
-        }
+        check_inner(level, count)?;
         let mut hints = HintReader::new(hints, page.location.pack)?;
         let mut children = Vec::with_capacity(count);
         for _ in 0..count {
@@ -204,7 +232,7 @@ impl Inner {
                 EXTENT_HOLE => None,
                 EXTENT_SLICE => {
                     let id = PageId(reader.array()?);
-                    let location = hints.next(id.0)?;
+                    let location = hints.next(id.0, PackKind::Tree)?;
                     Some(PageRef { id, location })
                 }
                 other => return Err(reader.tag("child", other.into())),
@@ -214,6 +242,21 @@ impl Inner {
         hints.end()?;
         Ok(Self { level, children })
     }
+}
+
+fn check_inner(level: u8, children: usize) -> Result<(), FormatError> {
+    let out_of_range = |field, found| FormatError::Range {
+        object: OBJECT,
+        field,
+        found,
+    };
+    if level == 0 || level > TREE_LEVELS_MAX {
+        return Err(out_of_range("level", level.into()));
+    }
+    if children == 0 || children > FAN_OUT {
+        return Err(out_of_range("children", children as u64));
+    }
+    Ok(())
 }
 
 /// Levels of inner pages over the leaves of a disk of `disk_bytes`; `None` above
@@ -358,7 +401,7 @@ impl<'a> HintReader<'a> {
         })
     }
 
-    fn next(&mut self, id: [u8; 32]) -> Result<Location, FormatError> {
+    fn next(&mut self, id: [u8; 32], kind: PackKind) -> Result<Location, FormatError> {
         let reader = &mut self.reader;
         let tag = reader.u8()?;
         let location = match (tag, self.last) {
@@ -384,7 +427,7 @@ impl<'a> HintReader<'a> {
             (HINT_SAME, Some((last_id, last))) if last_id == id => last,
             (other, _) => return Err(reader.tag("hint", other.into())),
         };
-        location.check(OBJECT)?;
+        location.check(OBJECT, kind)?;
         self.last = Some((id, location));
         Ok(location)
     }
