@@ -330,3 +330,127 @@ fn may_sign(level: Level) -> Result<(), FormatError> {
         }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    //! Checkpoints that a certified holder has signed, whatever is in them.
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+    use crate::ids::RepositoryId;
+    use crate::keys::{RepositorySecret, Secret};
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    fn keys() -> Keys {
+        let secret = RepositorySecret(Secret([1; 32]));
+        secret.issue(
+            Level::Maintenance,
+            RepositoryId([2; 16]),
+            Secret([3; 32]),
+            0,
+        )
+    }
+
+    /// Signs any bytes as blocks; `claim` changes what the table says of each length.
+    fn sign(keys: &Keys, blocks: &[Vec<u8>], claim: impl Fn(u32) -> u32) -> Vec<u8> {
+        let mut out = MAGIC.to_vec();
+        out.push(VERSION);
+        out.extend_from_slice(&[7; 8 + 32]);
+        out.extend_from_slice(&[8; 32]);
+        out.extend_from_slice(&keys.identity().certificate.encode());
+        out.extend_from_slice(&length_u32(blocks.len()).to_le_bytes());
+        let fixed = out.clone();
+        let key = keys.metadata_seal_key(CONTEXT, &[8; 32]);
+        let mut sealed = Vec::new();
+        for (ordinal, block) in (0..).zip(blocks) {
+            let block = key.seal(ordinal, &fixed, block);
+            out.extend_from_slice(&claim(length_u32(block.len())).to_le_bytes());
+            out.extend_from_slice(blake3::hash(&block).as_bytes());
+            sealed.extend(block);
+        }
+        let signature = keys.identity().signing.sign(&signed_bytes(&out));
+        out.extend_from_slice(&signature);
+        out.extend(sealed);
+        out
+    }
+
+    fn read(bytes: &[u8], keys: &Keys) -> Result<Vec<Block>, FormatError> {
+        let checkpoint = Checkpoint::decode(bytes, keys)?;
+        checkpoint.blocks(keys).collect()
+    }
+
+    #[test]
+    fn signed_checkpoints_are_checked_all_the_same() {
+        let keys = keys();
+        let sound = Block {
+            swept: vec![vec![9; 32]],
+            ..Block::default()
+        };
+        let bytes = sign(&keys, &[sound.encode_to_vec()], |length| length);
+        assert_eq!(read(&bytes, &keys), Ok(vec![sound.clone()]));
+        for claim in [0, 1, 15, u32::MAX] {
+            let bytes = sign(&keys, &[sound.encode_to_vec()], |_| claim);
+            assert!(read(&bytes, &keys).is_err(), "{claim}");
+        }
+        let nameless = Block {
+            swept: vec![Vec::new()],
+            ..Block::default()
+        };
+        let pointless = Block {
+            points: vec![NumberedPoint::default()],
+            ..Block::default()
+        };
+        for broken in [nameless, pointless] {
+            let bytes = sign(&keys, &[broken.encode_to_vec()], |length| length);
+            assert!(read(&bytes, &keys).is_err());
+            assert!(encode(1, RecordHash::NONE, &[broken], [0; 32], &keys).is_err());
+        }
+        // More blocks than there may be, and a count that no object has room for.
+        let many = vec![Vec::new(); CHECKPOINT_BLOCKS_MAX as usize + 1];
+        assert!(read(&sign(&keys, &many, |length| length), &keys).is_err());
+        let many = vec![Block::default(); CHECKPOINT_BLOCKS_MAX as usize + 1];
+        assert!(encode(1, RecordHash::NONE, &many, [0; 32], &keys).is_err());
+        let most = vec![Block::default(); CHECKPOINT_BLOCKS_MAX as usize];
+        let bytes = encode(1, RecordHash::NONE, &most, [0; 32], &keys).unwrap();
+        assert_eq!(
+            read(&bytes, &keys).unwrap().len(),
+            CHECKPOINT_BLOCKS_MAX as usize
+        );
+        let front = Front::decode(&bytes[..FRONT_BYTES_MAX], &keys).unwrap();
+        assert_eq!(front.object_bytes(), bytes.len() as u64);
+    }
+
+    #[test]
+    fn blocks_do_not_change_places() {
+        let keys = keys();
+        let block = |tag| Block {
+            swept: vec![vec![tag; 32]],
+            ..Block::default()
+        };
+        let bytes = encode(1, RecordHash::NONE, &[block(1), block(2)], [0; 32], &keys).unwrap();
+        let front = Front::decode(&bytes, &keys).unwrap();
+        let stored: Vec<&[u8]> = front
+            .block_ranges()
+            .map(|range| {
+                &bytes[usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap()]
+            })
+            .collect();
+        assert_eq!(front.open_block(1, stored[1], &keys), Ok(block(2)));
+        assert!(front.open_block(0, stored[1], &keys).is_err());
+        assert!(front.open_block(2, stored[1], &keys).is_err());
+        assert!(front.open_block(1, &stored[1][1..], &keys).is_err());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn signed_nonsense_is_refused_or_sound(blocks in vec(vec(any::<u8>(), 0..60), 0..3)) {
+            let keys = keys();
+            if let Ok(blocks) = read(&sign(&keys, &blocks, |length| length), &keys) {
+                prop_assert!(encode(1, RecordHash::NONE, &blocks, [0; 32], &keys).is_ok());
+            }
+        }
+    }
+}

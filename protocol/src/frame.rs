@@ -127,3 +127,122 @@ impl FrameOpener {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    //! Payloads that a holder of the pack's key has sealed, whatever is in them.
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    fn open(payload: &[u8]) -> Result<Vec<u8>, FormatError> {
+        let key = SealKey::new(&[1; 32]);
+        let mut pack = vec![0; 72];
+        seal(&key, b"header", payload, &mut pack);
+        let mut opener = FrameOpener::new().unwrap();
+        opener
+            .open(&key, b"header", 72, &pack[72..])
+            .map(<[u8]>::to_vec)
+    }
+
+    fn payload(codec: u8, raw_bytes: u32, content: &[u8]) -> Vec<u8> {
+        [&[codec], &raw_bytes.to_le_bytes()[..], content].concat()
+    }
+
+    #[test]
+    fn payloads_say_how_long_they_are() {
+        let content = zstd::bulk::compress(&[7; 1000], 1).unwrap();
+        assert_eq!(
+            open(&payload(CODEC_ZSTD, 1000, &content)).unwrap(),
+            [7; 1000]
+        );
+        assert_eq!(open(&payload(CODEC_STORED, 3, b"abc")).unwrap(), b"abc");
+        for broken in [
+            payload(CODEC_ZSTD, 999, &content),
+            payload(CODEC_ZSTD, 1001, &content),
+            payload(CODEC_ZSTD, 1000, &content[..content.len() - 1]),
+            payload(CODEC_ZSTD, 1000, &[]),
+            payload(CODEC_STORED, 2, b"abc"),
+            payload(CODEC_STORED, 4, b"abc"),
+            payload(2, 3, b"abc"),
+            vec![CODEC_STORED, 0, 0, 0],
+            Vec::new(),
+        ] {
+            assert!(open(&broken).is_err());
+        }
+    }
+
+    #[test]
+    fn nothing_unfolds_beyond_its_bound() {
+        // 1 GiB of zeros in 40 KB.
+        let bomb = {
+            let mut encoder = zstd::stream::Encoder::new(Vec::new(), 1).unwrap();
+            let zeros = vec![0; 1 << 20];
+            for _ in 0..1024 {
+                std::io::Write::write_all(&mut encoder, &zeros).unwrap();
+            }
+            encoder.finish().unwrap()
+        };
+        assert!(bomb.len() < 1 << 20);
+        // As what it is: refused before anything is allocated. As something that would pass: zstd
+        // stops at the end of the buffer.
+        assert!(open(&payload(CODEC_ZSTD, 1 << 30, &bomb)).is_err());
+        assert!(open(&payload(CODEC_ZSTD, FRAME_RAW_BYTES_MAX, &bomb)).is_err());
+        assert!(open(&payload(CODEC_STORED, u32::MAX, b"")).is_err());
+        let raw = vec![0; FRAME_RAW_BYTES_MAX as usize];
+        let largest = zstd::bulk::compress(&raw, 1).unwrap();
+        assert!(open(&payload(CODEC_ZSTD, FRAME_RAW_BYTES_MAX, &largest)).unwrap() == raw);
+        let longer = vec![0; FRAME_RAW_BYTES_MAX as usize + 1];
+        assert!(open(&payload(CODEC_STORED, FRAME_RAW_BYTES_MAX + 1, &longer)).is_err());
+    }
+
+    #[test]
+    fn what_does_not_shrink_is_stored_as_it_is() {
+        let mut compressor = Compressor::new(3).unwrap();
+        let mut noise = vec![0; 100_000];
+        blake3::Hasher::new().finalize_xof().fill(&mut noise);
+        let mut payload = Vec::new();
+        for raw in [&[][..], b"x", &noise[..31], &noise[..33], &noise] {
+            encode_payload(raw, &mut compressor, &mut payload);
+            assert_eq!(payload[0], CODEC_STORED);
+            assert_eq!(payload.len(), raw.len() + PAYLOAD_HEADER_BYTES);
+            assert_eq!(open(&payload).unwrap(), raw);
+        }
+        encode_payload(&[0; 100_000], &mut compressor, &mut payload);
+        assert_eq!(payload[0], CODEC_ZSTD);
+        assert!(payload.len() < 100);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn sealed_nonsense_is_an_error_or_as_long_as_it_says(
+            codec in 0..3_u8,
+            raw_bytes in 0..4096_u32,
+            content in vec(any::<u8>(), 0..500),
+            magic in any::<bool>(),
+        ) {
+            let magic: &[u8] = if magic { &[0x28, 0xb5, 0x2f, 0xfd] } else { &[] };
+            if let Ok(raw) = open(&payload(codec, raw_bytes, &[magic, &content].concat())) {
+                prop_assert_eq!(raw.len(), raw_bytes as usize);
+            }
+        }
+
+        #[test]
+        fn changed_zstd_is_an_error_or_as_long_as_it_says(
+            raw in vec(0..4_u8, 1..3000),
+            at in any::<proptest::sample::Index>(),
+            byte in any::<u8>(),
+        ) {
+            let mut content = zstd::bulk::compress(&raw, 3).unwrap();
+            let at = at.index(content.len());
+            content[at] = byte;
+            if let Ok(read) = open(&payload(CODEC_ZSTD, length_u32(raw.len()), &content)) {
+                prop_assert_eq!(read.len(), raw.len());
+            }
+        }
+    }
+}

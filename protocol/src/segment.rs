@@ -206,3 +206,158 @@ fn out_of_range(field: &'static str, found: u64) -> FormatError {
         found,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    //! Segments that a holder of the metadata key has sealed, whatever is in them.
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+    use crate::keys::{Level, RepositorySecret, Secret};
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    fn keys() -> Keys {
+        let secret = RepositorySecret(Secret([1; 32]));
+        secret.issue(Level::Host, RepositoryId([2; 16]), Secret([3; 32]), 0)
+    }
+
+    fn seal(keys: &Keys, counts: (u32, u32, u64), parts: &[Vec<u8>]) -> Vec<u8> {
+        let salt = [4; 32];
+        let mut out = MAGIC.to_vec();
+        out.push(VERSION);
+        out.extend_from_slice(&keys.repository().0);
+        out.extend_from_slice(&salt);
+        out.extend_from_slice(&counts.0.to_le_bytes());
+        out.extend_from_slice(&counts.1.to_le_bytes());
+        out.extend_from_slice(&counts.2.to_le_bytes());
+        let header = out.clone();
+        let key = keys.metadata_seal_key(CONTEXT, &salt);
+        for (ordinal, part) in (0..).zip(parts) {
+            out.extend_from_slice(&key.seal(ordinal, &header, part));
+        }
+        out
+    }
+
+    fn frame(pack: u32, offset: u32, length: u32) -> Vec<u8> {
+        [pack, offset, length].map(u32::to_le_bytes).concat()
+    }
+
+    fn entry(id: u8, frame: u32, offset: u32, length: u32) -> Vec<u8> {
+        [
+            &[id; 32][..],
+            &[frame, offset, length].map(u32::to_le_bytes).concat(),
+        ]
+        .concat()
+    }
+
+    #[test]
+    fn sealed_segments_are_checked_all_the_same() {
+        let keys = keys();
+        let pack = [[9; 36]].concat();
+        let sound = frame(0, 152, 5000);
+        let decode =
+            |counts, parts: &[Vec<u8>]| Segment::decode(&seal(&keys, counts, parts), &keys);
+        let two = [entry(1, 0, 0, 4096), entry(2, 0, 4096, 1)].concat();
+        assert!(decode((1, 1, 2), &[pack.clone(), sound.clone(), two.clone()]).is_ok());
+        let order = [entry(2, 0, 0, 4096), entry(1, 0, 4096, 1)].concat();
+        let twice = [entry(1, 0, 0, 4096), entry(1, 0, 4096, 1)].concat();
+        for (reason, counts, frames, entries) in [
+            (
+                "a pack that is not listed",
+                (1, 1, 2),
+                frame(1, 152, 5000),
+                two.clone(),
+            ),
+            (
+                "a frame past the largest pack",
+                (1, 1, 2),
+                frame(0, u32::MAX, 5000),
+                two.clone(),
+            ),
+            ("an empty frame", (1, 1, 2), frame(0, 152, 0), two.clone()),
+            (
+                "a frame that is not listed",
+                (1, 1, 1),
+                sound.clone(),
+                entry(1, 1, 0, 1),
+            ),
+            (
+                "a chunk past the largest frame",
+                (1, 1, 1),
+                sound.clone(),
+                entry(1, 0, u32::MAX, 1),
+            ),
+            (
+                "an empty chunk",
+                (1, 1, 1),
+                sound.clone(),
+                entry(1, 0, 0, 0),
+            ),
+            ("entries out of order", (1, 1, 2), sound.clone(), order),
+            ("a chunk with two places", (1, 1, 2), sound.clone(), twice),
+            (
+                "fewer entries than there are",
+                (1, 1, 1),
+                sound.clone(),
+                two.clone(),
+            ),
+            (
+                "more entries than there are",
+                (1, 1, 3),
+                sound.clone(),
+                two.clone(),
+            ),
+            (
+                "entries beyond all memory",
+                (1, 1, SEGMENT_ENTRIES_MAX),
+                sound.clone(),
+                two.clone(),
+            ),
+            (
+                "more than a segment holds",
+                (1, 1, u64::MAX),
+                sound.clone(),
+                two.clone(),
+            ),
+            (
+                "packs beyond all memory",
+                (u32::MAX, 1, 2),
+                sound.clone(),
+                two.clone(),
+            ),
+            ("frames beyond all memory", (1, u32::MAX, 2), sound, two),
+        ] {
+            assert!(
+                decode(counts, &[pack.clone(), frames, entries]).is_err(),
+                "{reason}"
+            );
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn sealed_nonsense_is_an_error(
+            packs in vec(any::<[u8; 36]>(), 0..3),
+            frames in vec((0..3_u32, any::<u32>(), any::<u32>()), 0..4),
+            entries in vec((any::<u8>(), 0..4_u32, 0..1_u32 << 24, 0..1_u32 << 23), 0..6),
+        ) {
+            let keys = keys();
+            let counts = (length_u32(packs.len()), length_u32(frames.len()), entries.len() as u64);
+            let mut parts = vec![
+                packs.concat(),
+                frames.iter().flat_map(|&(pack, offset, length)| frame(pack, offset, length)).collect(),
+            ];
+            if !entries.is_empty() {
+                parts.push(entries.iter().flat_map(|&(id, number, offset, length)| entry(id, number, offset, length)).collect());
+            }
+            if let Ok(segment) = Segment::decode(&seal(&keys, counts, &parts), &keys) {
+                for (_, location) in &segment.entries {
+                    prop_assert!(location.check("test", PackKind::Data).is_ok());
+                }
+            }
+        }
+    }
+}

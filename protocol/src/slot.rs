@@ -320,3 +320,98 @@ struct Header {
     #[prost(bytes = "vec", tag = "11")]
     recipient: Vec<u8>,
 }
+
+#[cfg(test)]
+mod tests {
+    //! Slots and key bundles that somebody with the right credential has made, whatever is in them.
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+    use crate::keys::RepositorySecret;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    const FILE: &[u8] = &[7; 32];
+
+    fn keys(level: Level) -> Keys {
+        let secret = RepositorySecret(Secret([1; 32]));
+        secret.issue(level, RepositoryId([2; 16]), Secret([3; 32]), 0)
+    }
+
+    /// A slot that claims a level and holds any bytes.
+    fn slot(level: Level, plain: &[u8]) -> Vec<u8> {
+        let header = Header {
+            slot: vec![4; 16],
+            repository: vec![2; 16],
+            level: level.tag().into(),
+            kind: KIND_FILE,
+            salt: vec![5; 32],
+            ..Header::default()
+        }
+        .encode_to_vec();
+        let mut out = MAGIC.to_vec();
+        out.push(VERSION);
+        out.extend_from_slice(&length_u32(header.len()).to_le_bytes());
+        out.extend_from_slice(&header);
+        let sealed = file_key(FILE, &[5; 32]).unwrap().seal(0, &out, plain);
+        out.extend_from_slice(&sealed);
+        out
+    }
+
+    fn open(level: Level, plain: &[u8]) -> Result<Keys, FormatError> {
+        Slot::decode(&slot(level, plain))?.open(&Credential::File(FILE))
+    }
+
+    #[test]
+    fn a_slot_holds_what_it_claims() {
+        for claimed in Level::ALL {
+            for held in Level::ALL {
+                let opened = open(claimed, &keys(held).encode());
+                assert_eq!(opened.is_ok(), claimed == held);
+            }
+        }
+    }
+
+    #[test]
+    fn keys_have_one_encoding() {
+        for level in Level::ALL {
+            let plain = keys(level).encode().to_vec();
+            open(level, &plain).unwrap();
+            let mut changed = plain.clone();
+            for byte in 0..plain.len() {
+                for bit in 0..8 {
+                    changed[byte] ^= 1 << bit;
+                    // A host's own copy of a key may be any; whether it is the right one, the first
+                    // object that it opens tells. But never two encodings of one holder's keys.
+                    if let Ok(opened) = open(level, &changed) {
+                        assert_eq!(
+                            *opened.encode(),
+                            changed,
+                            "{level}: bit {bit} of byte {byte}"
+                        );
+                        assert_ne!(level, Level::Restore);
+                    }
+                    changed[byte] ^= 1 << bit;
+                }
+            }
+            // A field of a later version, a field twice, and one that the level does not have.
+            for more in [
+                &[0xa0, 6, 1][..],
+                &[8, level.tag()],
+                &[0x32, 1, 0],
+                &[0x3a, 1, 0],
+            ] {
+                assert!(open(level, &[&plain, more].concat()).is_err());
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn sealed_nonsense_is_an_error(plain in vec(any::<u8>(), 0..300)) {
+            prop_assert!(open(Level::Restore, &plain).is_err());
+        }
+    }
+}
