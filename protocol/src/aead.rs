@@ -3,8 +3,10 @@
 //! **Nonce and key discipline.** No key of this crate seals two different things: a key belongs to
 //! one object (a pack, a segment, a record, a slot), because it is drawn at random for it or derived
 //! from a long-lived key and a random 32-byte salt that stands in that object's header. Within the
-//! object the nonce is the ordinal of the sealed part. So a nonce cannot repeat under a key unless
-//! two 256-bit salts collide, and no nonce is ever drawn at random.
+//! object the nonce is the part's number: its place in the pack for a frame, its ordinal for
+//! everything else. So a nonce cannot repeat under a key unless two 256-bit salts collide, and no
+//! nonce is ever drawn at random. The cipher's implementation wipes its key schedule when it frees
+//! it, so a [`SealKey`] leaves nothing behind.
 
 use crate::error::FormatError;
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
@@ -13,7 +15,7 @@ use zeroize::Zeroizing;
 /// Bytes that sealing adds.
 pub const TAG_BYTES: usize = 16;
 
-/// A key that seals the parts of one object.
+/// A key that seals the parts of one object. Neither `Clone` nor printable.
 pub struct SealKey(LessSafeKey);
 
 impl SealKey {
@@ -33,30 +35,30 @@ impl SealKey {
         Self::new(&derive_key(context, &[key, salt]))
     }
 
-    /// Seals `out[from..]` in place as part `ordinal` and appends the tag.
-    pub fn seal_tail(&self, ordinal: u32, associated: &[u8], out: &mut Vec<u8>, from: usize) {
+    /// Seals `out[from..]` in place as part `number` and appends the tag.
+    pub fn seal_tail(&self, number: u32, associated: &[u8], out: &mut Vec<u8>, from: usize) {
         let tail = &mut out[from..];
         #[expect(clippy::expect_used, reason = "fails only for inputs above 64 GiB")]
         let tag = self
             .0
-            .seal_in_place_separate_tag(nonce(ordinal), Aad::from(associated), tail)
+            .seal_in_place_separate_tag(nonce(number), Aad::from(associated), tail)
             .expect("parts are far below the cipher's bound");
         out.extend_from_slice(tag.as_ref());
     }
 
-    /// Seals `plain` as part `ordinal`.
-    pub fn seal(&self, ordinal: u32, associated: &[u8], plain: &[u8]) -> Vec<u8> {
+    /// Seals `plain` as part `number`.
+    pub fn seal(&self, number: u32, associated: &[u8], plain: &[u8]) -> Vec<u8> {
         let mut out = Vec::with_capacity(plain.len() + TAG_BYTES);
         out.extend_from_slice(plain);
-        self.seal_tail(ordinal, associated, &mut out, 0);
+        self.seal_tail(number, associated, &mut out, 0);
         out
     }
 
-    /// Opens part `ordinal` into `out`, which is replaced. On failure `out` is left empty.
+    /// Opens part `number` into `out`, which is replaced. On failure `out` is left empty.
     pub fn open_into(
         &self,
         object: &'static str,
-        ordinal: u32,
+        number: u32,
         associated: &[u8],
         sealed: &[u8],
         out: &mut Vec<u8>,
@@ -73,23 +75,23 @@ impl SealKey {
         let (text, tag) = sealed.split_at(length);
         out.resize(length, 0);
         self.0
-            .open_separate_gather(nonce(ordinal), Aad::from(associated), text, tag, out)
+            .open_separate_gather(nonce(number), Aad::from(associated), text, tag, out)
             .map_err(|_| {
                 out.clear();
                 FormatError::Unauthentic { object }
             })
     }
 
-    /// Opens part `ordinal`.
+    /// Opens part `number`.
     pub fn open(
         &self,
         object: &'static str,
-        ordinal: u32,
+        number: u32,
         associated: &[u8],
         sealed: &[u8],
     ) -> Result<Vec<u8>, FormatError> {
         let mut out = Vec::new();
-        self.open_into(object, ordinal, associated, sealed, &mut out)?;
+        self.open_into(object, number, associated, sealed, &mut out)?;
         Ok(out)
     }
 }
@@ -105,8 +107,8 @@ pub(crate) fn derive_key(context: &'static str, parts: &[&[u8]]) -> Zeroizing<[u
     key
 }
 
-fn nonce(ordinal: u32) -> Nonce {
+fn nonce(number: u32) -> Nonce {
     let mut bytes = [0; 12];
-    bytes[8..].copy_from_slice(&ordinal.to_be_bytes());
+    bytes[8..].copy_from_slice(&number.to_be_bytes());
     Nonce::assume_unique_for_key(bytes)
 }

@@ -132,27 +132,103 @@ impl<'a> Reader<'a> {
 /// Appends an unsigned LEB128 number.
 pub(crate) fn put_varint(out: &mut Vec<u8>, mut value: u32) {
     while value >= 0x80 {
-        out.push((value & 0x7f) as u8 | 0x80);
+        out.push(low_seven_bits(value) | 0x80);
         value >>= 7;
     }
-    out.push(value as u8);
+    out.push(low_seven_bits(value));
 }
 
-/// A length or count that the writer has kept within its bound.
+fn low_seven_bits(value: u32) -> u8 {
+    value.to_le_bytes()[0] & 0x7f
+}
+
+/// A length or count that the writer has kept within its bound, which is below 2^32.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "every caller's bound is below 2^32"
+)]
 pub(crate) fn length_u32(length: usize) -> u32 {
     debug_assert!(u32::try_from(length).is_ok());
     length as u32
 }
 
-/// Decodes a prost message.
+/// Fewest bytes that a message's fields take on average, beyond the first [`MESSAGE_FIELDS_FREE`].
+const MESSAGE_FIELD_BYTES: usize = 8;
+
+/// Fields that a message may have whatever their size.
+const MESSAGE_FIELDS_FREE: usize = 64;
+
+/// Decodes a protobuf message.
+///
+/// An empty element of a repeated field takes two bytes on the wire and a hundred in memory, so a
+/// message that is made of such crumbs is refused before anything is allocated for it. No writer
+/// makes them: elements are identifiers, or messages that hold some.
 pub(crate) fn message<M: prost::Message + Default>(
     object: &'static str,
     bytes: &[u8],
 ) -> Result<M, FormatError> {
-    M::decode(bytes).map_err(|error| FormatError::Message {
-        object,
-        detail: error.to_string(),
-    })
+    let bad = |detail: String| FormatError::Message { object, detail };
+    let Some(fields) = count_fields(bytes) else {
+        return Err(bad("a field is cut or has an unknown wire type".to_owned()));
+    };
+    let fields_max = bytes.len() / MESSAGE_FIELD_BYTES + MESSAGE_FIELDS_FREE;
+    if fields > fields_max {
+        return Err(bad(format!(
+            "{fields} fields in {} bytes, at most {fields_max} are allowed",
+            bytes.len()
+        )));
+    }
+    M::decode(bytes).map_err(|error| bad(error.to_string()))
+}
+
+/// Walks over the fields of a protobuf message, without looking into them.
+fn count_fields(mut bytes: &[u8]) -> Option<usize> {
+    let mut fields = 0;
+    while !bytes.is_empty() {
+        let key = take_varint(&mut bytes)?;
+        let skip = match key & 7 {
+            0 => {
+                take_varint(&mut bytes)?;
+                0
+            }
+            1 => 8,
+            2 => usize::try_from(take_varint(&mut bytes)?).ok()?,
+            5 => 4,
+            _ => return None,
+        };
+        bytes = bytes.get(skip..)?;
+        fields += 1;
+    }
+    Some(fields)
+}
+
+fn take_varint(bytes: &mut &[u8]) -> Option<u64> {
+    let mut value = 0;
+    for shift in (0..64).step_by(7) {
+        let (&byte, rest) = bytes.split_first()?;
+        *bytes = rest;
+        value |= u64::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            return Some(value);
+        }
+    }
+    None
+}
+
+/// Refuses an object above its bound.
+pub(crate) fn at_most(
+    object: &'static str,
+    bytes: &[u8],
+    bytes_max: u64,
+) -> Result<(), FormatError> {
+    if bytes.len() as u64 > bytes_max {
+        return Err(FormatError::Range {
+            object,
+            field: "length in bytes",
+            found: bytes.len() as u64,
+        });
+    }
+    Ok(())
 }
 
 /// A message field that holds an identifier of fixed length.
@@ -184,5 +260,27 @@ mod tests {
         assert!(Reader::new("test", &[0x80, 0x00]).varint("padded").is_err());
         assert!(Reader::new("test", &[0xff; 5]).varint("too large").is_err());
         assert!(Reader::new("test", &[0xff; 2]).varint("cut").is_err());
+    }
+
+    #[test]
+    fn crumbs_are_refused_before_they_are_decoded() {
+        #[derive(Clone, PartialEq, prost::Message)]
+        struct List {
+            #[prost(bytes = "vec", repeated, tag = "1")]
+            ids: Vec<Vec<u8>>,
+        }
+        let crumbs = List {
+            ids: vec![Vec::new(); 1000],
+        };
+        let ids = List {
+            ids: vec![vec![7; 16]; 1000],
+        };
+        let decode = |list: &List| message::<List>("test", &prost::Message::encode_to_vec(list));
+        assert!(decode(&crumbs).is_err());
+        assert_eq!(decode(&ids), Ok(ids));
+        // A group, which no message of ours has, and fields that end early.
+        for bytes in [&[0x0b][..], &[0x0a, 5, 1], &[0x0a], &[0x09, 1], &[0x80; 12]] {
+            assert!(message::<List>("test", bytes).is_err());
+        }
     }
 }

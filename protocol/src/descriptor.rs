@@ -3,11 +3,11 @@
 //! Create-only and signed by the root key. Whoever holds a key knows the root's public half, so a
 //! descriptor put in its place by somebody else is found out.
 
-use crate::codec::{Reader, fixed, length_u32, message};
+use crate::codec::{Reader, at_most, fixed, length_u32, message};
 use crate::error::FormatError;
 use crate::ids::RepositoryId;
-use crate::keys::{SealPublicKey, SigningKey, VerifyingKey};
-use crate::limits::{BLOCK_BYTES, CHUNK_BYTES_MAX};
+use crate::keys::{Keys, SealPublicKey, SigningKey, VerifyingKey};
+use crate::limits::{BLOCK_BYTES, CHUNK_BYTES_MAX, SMALL_OBJECT_BYTES_MAX};
 use prost::Message;
 
 /// Where the descriptor stands.
@@ -156,9 +156,27 @@ impl Descriptor {
         out
     }
 
-    /// Decodes and checks the signature of the root key that the descriptor itself names: compare
-    /// [`Self::root_public`] with the one that a key file names.
+    /// Checks that this is the descriptor of the repository that `keys` belong to, and that both
+    /// name the same root key and the same data key: content sealed to another data key could never
+    /// be restored.
+    pub fn check_keys(&self, keys: &Keys) -> Result<(), FormatError> {
+        if self.repository != keys.repository() {
+            return Err(FormatError::Foreign {
+                object: "key",
+                expected: self.repository.to_string(),
+                found: keys.repository().to_string(),
+            });
+        }
+        if self.root_public != *keys.root_public() || self.data_public != keys.data_public() {
+            return Err(FormatError::Signature { object: OBJECT });
+        }
+        Ok(())
+    }
+
+    /// Decodes and checks the signature of the root key that the descriptor itself names: whoever
+    /// has keys then asks [`Self::check_keys`].
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
+        at_most(OBJECT, bytes, SMALL_OBJECT_BYTES_MAX.into())?;
         let mut reader = Reader::new(OBJECT, bytes);
         reader.magic(MAGIC)?;
         reader.version(VERSION)?;

@@ -130,3 +130,17 @@ pub enum FormatError {
         detail: String,
     },
 }
+
+impl FormatError {
+    /// True when the bytes are sound as far as can be told, but a newer program wrote them: whoever
+    /// reads on without understanding them must not write, expire or delete anything.
+    pub fn needs_newer_program(&self) -> bool {
+        match self {
+            Self::Version {
+                found, supported, ..
+            } => found > supported,
+            Self::Feature { .. } => true,
+            _ => false,
+        }
+    }
+}

@@ -1,5 +1,6 @@
 //! Names: fixed-size identifiers, each a type of its own.
 
+use crate::limits::RECORD_BYTES_MAX;
 use std::fmt;
 use std::str::FromStr;
 
@@ -108,6 +109,12 @@ impl PackId {
         let name = self.to_string();
         format!("packs/{}/{name}", &name[..2])
     }
+
+    /// The pack that stands at `key`.
+    pub fn from_object_key(key: &str) -> Option<Self> {
+        let (_, name) = key.strip_prefix("packs/")?.split_once('/')?;
+        name.parse().ok().filter(|id: &Self| id.object_key() == key)
+    }
 }
 
 impl SegmentId {
@@ -120,15 +127,24 @@ impl SegmentId {
     pub fn object_key(&self) -> String {
         format!("index/{self}")
     }
+
+    /// The segment that stands at `key`.
+    pub fn from_object_key(key: &str) -> Option<Self> {
+        let id: Self = key.strip_prefix("index/")?.parse().ok()?;
+        (id.object_key() == key).then_some(id)
+    }
 }
 
 impl RecordHash {
     /// The hash before the first record of a log.
     pub const NONE: Self = Self([0; 32]);
 
-    /// Hashes a record's stored bytes.
+    /// Hashes a record's stored bytes: the first [`RECORD_BYTES_MAX`] + 1 of them. Whoever can write
+    /// to the bucket can put an object of any size in a record's place; it is void, but the record
+    /// after it must be chained to it, and no reader should have to fetch it whole for that.
     pub fn of(bytes: &[u8]) -> Self {
-        Self(*blake3::hash(bytes).as_bytes())
+        let length = bytes.len().min(RECORD_BYTES_MAX as usize + 1);
+        Self(*blake3::hash(&bytes[..length]).as_bytes())
     }
 }
 
@@ -136,5 +152,11 @@ impl SlotId {
     /// Where the slot stands in the repository.
     pub fn object_key(&self) -> String {
         format!("keys/{self}")
+    }
+
+    /// The slot that stands at `key`.
+    pub fn from_object_key(key: &str) -> Option<Self> {
+        let id: Self = key.strip_prefix("keys/")?.parse().ok()?;
+        (id.object_key() == key).then_some(id)
     }
 }

@@ -107,7 +107,9 @@ impl SealPublicKey {
     pub const ENCAPSULATED_BYTES: usize = 32;
 
     /// Seals `plain` (at most a few hundred bytes). `seed` is fresh randomness, used once; the
-    /// ephemeral key is derived from it. Fails when this is not a point of the curve.
+    /// ephemeral key is derived from it and from all that is sealed, so that a seed used twice by
+    /// mistake still does not seal two things under one key. Fails when no key can be agreed upon
+    /// with this one (a point of small order).
     pub fn seal(
         &self,
         info: &'static [u8],
@@ -125,7 +127,7 @@ impl SealPublicKey {
             info,
             plain,
             associated,
-            &mut SeededRandom::new(seed),
+            &mut SeededRandom::new(seed, &[&self.0, info, associated, plain]),
         )
         .map_err(bad)?;
         let mut out = encapsulated.to_bytes().to_vec();
@@ -193,9 +195,13 @@ impl fmt::Debug for SealPrivateKey {
 struct SeededRandom(blake3::OutputReader);
 
 impl SeededRandom {
-    fn new(seed: &Secret) -> Self {
+    fn new(seed: &Secret, bound_to: &[&[u8]]) -> Self {
         let mut hasher = blake3::Hasher::new_derive_key("tidegate 1 hpke ephemeral randomness");
         hasher.update(&seed.0);
+        for part in bound_to {
+            hasher.update(&(part.len() as u64).to_le_bytes());
+            hasher.update(part);
+        }
         Self(hasher.finalize_xof())
     }
 }
@@ -505,7 +511,6 @@ impl Keys {
 
     /// Encodes for a key file or a slot. Secret.
     pub(crate) fn encode(&self) -> Zeroizing<Vec<u8>> {
-        let empty = || Zeroizing::new(Vec::new());
         let mut bundle = Bundle {
             level: u32::from(self.level.tag()),
             repository: self.repository.0.to_vec(),
@@ -527,24 +532,28 @@ impl Keys {
                 }
             }
         }
-        let mut out = empty();
-        out.reserve(bundle.encoded_len());
-        // A Vec grows as needed: encoding into it cannot fail.
-        let _ = bundle.encode(&mut *out);
-        bundle.wipe();
+        // Room for all of it: a vector that grows leaves copies behind.
+        let mut out = Zeroizing::new(Vec::with_capacity(bundle.encoded_len()));
+        bundle.encode_raw(&mut *out);
         out
     }
 
-    /// Decodes, checking that all parts belong together.
+    /// Decodes, checking that all parts belong together and that nothing else is there: keys have
+    /// one encoding.
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
         const OBJECT: &str = "key";
-        let mut bundle: Bundle = message(OBJECT, bytes)?;
-        let keys = Self::from_bundle(&bundle);
-        bundle.wipe();
-        let keys = keys?;
+        let bundle: Bundle = message(OBJECT, bytes)?;
+        let keys = Self::from_bundle(&bundle)?;
         keys.identity
             .certificate
             .verify(&keys.root_public, keys.repository)?;
+        if keys.encode().as_slice() != bytes {
+            return Err(FormatError::Message {
+                object: OBJECT,
+                detail: "its parts contradict each other, or it holds more than its level has"
+                    .to_owned(),
+            });
+        }
         Ok(keys)
     }
 
@@ -651,8 +660,8 @@ struct Bundle {
     certificate: Vec<u8>,
 }
 
-impl Bundle {
-    fn wipe(&mut self) {
+impl Drop for Bundle {
+    fn drop(&mut self) {
         self.metadata_key.zeroize();
         self.id_key.zeroize();
         self.secret.zeroize();

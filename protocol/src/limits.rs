@@ -26,6 +26,13 @@ pub const CHUNK_BYTES_MAX: u32 = 4 << 20;
 /// Largest frame before compression: a chunk larger than the usual frame is a frame of its own.
 pub const FRAME_RAW_BYTES_MAX: u32 = 8 << 20;
 
+/// Smallest frame as stored: payload header, one byte of content, tag. A location that speaks of
+/// less is refused before anything is fetched.
+pub const FRAME_BYTES_MIN: u32 = 5 + 1 + 16;
+
+/// Largest frame as stored: content that does not compress is stored as it is.
+pub const FRAME_BYTES_MAX: u32 = FRAME_RAW_BYTES_MAX + 5 + 16;
+
 /// Largest pack. Readers refuse larger ones before taking them into memory.
 pub const PACK_BYTES_MAX: u32 = 128 << 20;
 
@@ -47,14 +54,21 @@ pub const SEGMENT_ENTRIES_MAX: u64 = 64 << 20;
 /// Largest index segment object.
 pub const SEGMENT_BYTES_MAX: u64 = 4 << 30;
 
-/// Largest log record object.
-pub const RECORD_BYTES_MAX: u32 = 16 << 20;
+/// Largest log record object: room for 100,000 identifiers, small enough that a reader never
+/// minds decoding one.
+pub const RECORD_BYTES_MAX: u32 = 4 << 20;
 
-/// Largest block of a checkpoint before sealing.
-pub const CHECKPOINT_BLOCK_BYTES_MAX: u32 = 4 << 20;
+/// Longest name of a machine, a disk or a host, in bytes.
+pub const NAME_BYTES_MAX: usize = 255;
 
-/// Most blocks of a checkpoint.
-pub const CHECKPOINT_BLOCKS_MAX: u32 = 1 << 16;
+/// Most disks of a machine.
+pub const DISKS_MAX: usize = 1024;
+
+/// Largest block of a checkpoint before sealing. What one record says fits into one block.
+pub const CHECKPOINT_BLOCK_BYTES_MAX: u32 = 8 << 20;
+
+/// Most blocks of a checkpoint: the object stays below what stores take in one PUT.
+pub const CHECKPOINT_BLOCKS_MAX: u32 = 512;
 
 /// Largest descriptor or key slot object.
 pub const SMALL_OBJECT_BYTES_MAX: u32 = 64 << 10;
@@ -70,7 +84,9 @@ const _: () = {
     assert!(LEAF_BYTES.is_multiple_of(BLOCK_BYTES as u64));
     assert!(CHUNK_BYTES_MAX <= FRAME_RAW_BYTES_MAX);
     assert!(PAGE_BYTES_MAX <= FRAME_RAW_BYTES_MAX);
-    assert!(FRAME_RAW_BYTES_MAX < PACK_BYTES_MAX);
+    assert!(FRAME_BYTES_MAX < PACK_BYTES_MAX);
+    assert!(RECORD_BYTES_MAX + 1024 <= CHECKPOINT_BLOCK_BYTES_MAX);
+    assert!(CHECKPOINT_BLOCK_BYTES_MAX as u64 * CHECKPOINT_BLOCKS_MAX as u64 <= 4 << 30);
     // At worst an extent takes 1 + 5 + 32 + 5 logical bytes and 1 + 5 × 5 + 32 of hints.
     assert!(LEAF_EXTENTS_MAX * (43 + 58) < PAGE_BYTES_MAX as usize);
 };

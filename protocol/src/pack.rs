@@ -4,7 +4,7 @@
 //! header  = "TGPK" | version u8 | kind u8 (1 data, 2 tree) | key length u16 | repository 16
 //!           | salt 32 | sealed pack key (data packs only)
 //! frames  = frame …
-//! footer  = AES-256-GCM(table, nonce = 0, associated data = header) | tag
+//! footer  = AES-256-GCM(table, nonce = 0, associated data = header) | tag   (a key of its own)
 //! table   = frame count u32 | frames: stored length u32, raw length u32, items u32
 //!           | items: id 32, length u32
 //! trailer = footer length u32 | "TGPE"
@@ -16,12 +16,15 @@
 //! rebuild the index without reading content.
 
 use crate::aead::{SealKey, TAG_BYTES};
-use crate::codec::{Reader, length_u32};
+use crate::codec::{Reader, at_most, length_u32};
 use crate::error::FormatError;
 use crate::frame;
 use crate::ids::{PackId, RepositoryId};
 use crate::keys::{Keys, SealPublicKey, Secret};
-use crate::limits::{FRAME_RAW_BYTES_MAX, PACK_BYTES_MAX, PACK_ITEMS_MAX};
+use crate::limits::{
+    CHUNK_BYTES_MAX, FRAME_BYTES_MAX, FRAME_BYTES_MIN, FRAME_RAW_BYTES_MAX, PACK_BYTES_MAX,
+    PACK_ITEMS_MAX, PAGE_BYTES_MAX,
+};
 
 const OBJECT: &str = "pack";
 const MAGIC: [u8; 4] = *b"TGPK";
@@ -30,14 +33,19 @@ const VERSION: u8 = 1;
 const INFO: &[u8] = b"tidegate 1 pack key";
 const CONTEXT_FOOTER: &str = "tidegate 1 pack footer";
 const CONTEXT_TREE: &str = "tidegate 1 tree pack frames";
-const SEALED_KEY_BYTES: usize = SealPublicKey::ENCAPSULATED_BYTES + 32 + TAG_BYTES;
+const SEALED_KEY_BYTES: u16 = 80;
 const HEADER_FIXED_BYTES: usize = 4 + 1 + 1 + 2 + 16 + 32;
+const TABLE_FRAME_BYTES: usize = 12;
+const TABLE_ITEM_BYTES: usize = 36;
 
 /// Bytes of the trailer.
 pub const TRAILER_BYTES: usize = 8;
 
 /// Most bytes that a header can take: enough to fetch to be sure to have it.
-pub const HEADER_BYTES_MAX: usize = HEADER_FIXED_BYTES + SEALED_KEY_BYTES;
+pub const HEADER_BYTES_MAX: usize = HEADER_FIXED_BYTES + SEALED_KEY_BYTES as usize;
+
+const _: () =
+    assert!(SEALED_KEY_BYTES as usize == SealPublicKey::ENCAPSULATED_BYTES + 32 + TAG_BYTES);
 
 /// What a pack's frames hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -55,6 +63,21 @@ impl PackKind {
             Self::Tree => 2,
         }
     }
+
+    const fn sealed_key_bytes(self) -> u16 {
+        match self {
+            Self::Data => SEALED_KEY_BYTES,
+            Self::Tree => 0,
+        }
+    }
+
+    /// Largest chunk or page.
+    const fn item_bytes_max(self) -> u32 {
+        match self {
+            Self::Data => CHUNK_BYTES_MAX,
+            Self::Tree => PAGE_BYTES_MAX,
+        }
+    }
 }
 
 /// Where a chunk or page lies: enough to fetch, open and check it with one ranged read.
@@ -64,7 +87,7 @@ pub struct Location {
     pub pack: PackId,
     /// Where its frame begins in the pack, in bytes.
     pub frame_offset: u32,
-    /// The frame's stored length in bytes, ordinal and tag included.
+    /// The frame's stored length in bytes, tag included.
     pub frame_bytes: u32,
     /// Where it begins in the frame's raw content, in bytes.
     pub offset_in_frame: u32,
@@ -79,7 +102,8 @@ impl Location {
         start..start + u64::from(self.frame_bytes)
     }
 
-    pub(crate) fn check(&self, object: &'static str) -> Result<(), FormatError> {
+    /// Refuses a place where no chunk (or page) can lie, so that nobody asks the store for it.
+    pub(crate) fn check(&self, object: &'static str, kind: PackKind) -> Result<(), FormatError> {
         let out_of_range = |field, found: u64| {
             Err(FormatError::Range {
                 object,
@@ -87,8 +111,14 @@ impl Location {
                 found,
             })
         };
+        if !(FRAME_BYTES_MIN..=FRAME_BYTES_MAX).contains(&self.frame_bytes) {
+            return out_of_range("frame length", self.frame_bytes.into());
+        }
         if self.frame_range().end > u64::from(PACK_BYTES_MAX) {
             return out_of_range("frame end", self.frame_range().end);
+        }
+        if self.length == 0 || self.length > kind.item_bytes_max() {
+            return out_of_range("length", self.length.into());
         }
         let end = u64::from(self.offset_in_frame) + u64::from(self.length);
         if end > u64::from(FRAME_RAW_BYTES_MAX) {
@@ -110,6 +140,7 @@ pub struct PackRandom {
 
 /// Writes one pack in memory.
 pub struct PackWriter {
+    kind: PackKind,
     header: Vec<u8>,
     bytes: Vec<u8>,
     hasher: blake3::Hasher,
@@ -138,14 +169,10 @@ impl PackWriter {
     ) -> Result<Self, FormatError> {
         let PackRandom { salt, key, seed } = random;
         buffer.clear();
-        let key_bytes = match kind {
-            PackKind::Data => SEALED_KEY_BYTES,
-            PackKind::Tree => 0,
-        };
         buffer.extend_from_slice(&MAGIC);
         buffer.push(VERSION);
         buffer.push(kind.tag());
-        buffer.extend_from_slice(&(key_bytes as u16).to_le_bytes());
+        buffer.extend_from_slice(&kind.sealed_key_bytes().to_le_bytes());
         buffer.extend_from_slice(&keys.repository().0);
         buffer.extend_from_slice(&salt);
         let frames_key = match kind {
@@ -157,6 +184,7 @@ impl PackWriter {
             PackKind::Tree => keys.metadata_seal_key(CONTEXT_TREE, &salt),
         };
         Ok(Self {
+            kind,
             header: buffer.clone(),
             bytes: buffer,
             hasher: blake3::Hasher::new(),
@@ -169,36 +197,57 @@ impl PackWriter {
     }
 
     /// Appends a frame made by [`frame::encode_payload`]; `items` are the ids and raw lengths of
-    /// what it holds, in order and without gaps. Returns where the frame lies.
+    /// what it holds, in order and without gaps. Returns where the frame lies. A frame that a
+    /// reader would refuse is refused here, and leaves the pack as it was.
     pub fn push(
         &mut self,
         payload: &[u8],
         items: impl IntoIterator<Item = ([u8; 32], u32)>,
-    ) -> std::ops::Range<u32> {
+    ) -> Result<std::ops::Range<u32>, FormatError> {
         let start = self.bytes.len();
-        let ordinal = length_u32(self.frames.len());
-        frame::seal(
-            &self.frames_key,
-            ordinal,
-            &self.header,
-            payload,
-            &mut self.bytes,
-        );
         let before = self.items.len();
         self.items.extend(items);
-        let raw_bytes = self.items[before..]
-            .iter()
-            .map(|(_, length)| length)
-            .sum::<u32>();
-        self.frames.push([
-            length_u32(self.bytes.len() - start),
-            raw_bytes,
-            length_u32(self.items.len() - before),
-        ]);
+        let frame = match self.table_entry(payload, before) {
+            Ok(frame) => frame,
+            Err(error) => {
+                self.items.truncate(before);
+                return Err(error);
+            }
+        };
+        self.frames.push(frame);
+        frame::seal(&self.frames_key, &self.header, payload, &mut self.bytes);
         // Hash while the frame is still in cache.
         self.hasher.update(&self.bytes[self.hashed..]);
         self.hashed = self.bytes.len();
-        length_u32(start)..length_u32(self.bytes.len())
+        Ok(length_u32(start)..length_u32(self.bytes.len()))
+    }
+
+    /// The table's line for a frame of `payload` that holds the items from `before` on.
+    fn table_entry(&self, payload: &[u8], before: usize) -> Result<[u32; 3], FormatError> {
+        let out_of_range = |field, found| FormatError::Range {
+            object: OBJECT,
+            field,
+            found,
+        };
+        let items = &self.items[before..];
+        let raw_bytes = frame_raw_bytes(OBJECT, self.kind, items)?;
+        if frame::raw_bytes_of(payload) != Some(raw_bytes) {
+            return Err(out_of_range("frame length", raw_bytes.into()));
+        }
+        let stored = payload.len() + frame::FRAME_OVERHEAD_BYTES;
+        if stored > FRAME_BYTES_MAX as usize {
+            return Err(out_of_range("frame length", stored as u64));
+        }
+        if self.items.len() > PACK_ITEMS_MAX as usize {
+            return Err(out_of_range("item count", self.items.len() as u64));
+        }
+        let table =
+            4 + (self.frames.len() + 1) * TABLE_FRAME_BYTES + self.items.len() * TABLE_ITEM_BYTES;
+        let pack = self.bytes.len() + stored + table + TAG_BYTES + TRAILER_BYTES;
+        if pack > PACK_BYTES_MAX as usize {
+            return Err(out_of_range("pack length", pack as u64));
+        }
+        Ok([length_u32(stored), raw_bytes, length_u32(items.len())])
     }
 
     /// Bytes so far, without footer.
@@ -218,7 +267,9 @@ impl PackWriter {
 
     /// Appends footer and trailer.
     pub fn finish(mut self) -> SealedPack {
-        let mut table = Vec::with_capacity(8 + self.frames.len() * 12 + self.items.len() * 36);
+        let mut table = Vec::with_capacity(
+            4 + self.frames.len() * TABLE_FRAME_BYTES + self.items.len() * TABLE_ITEM_BYTES,
+        );
         table.extend_from_slice(&length_u32(self.frames.len()).to_le_bytes());
         for frame in &self.frames {
             for number in frame {
@@ -264,17 +315,13 @@ impl PackHeader {
             2 => PackKind::Tree,
             other => return Err(reader.tag("kind", other.into())),
         };
-        let key_bytes = usize::from(reader.u16()?);
-        let expected = match kind {
-            PackKind::Data => SEALED_KEY_BYTES,
-            PackKind::Tree => 0,
-        };
-        if key_bytes != expected {
-            return Err(reader.range("key length", key_bytes as u64));
+        let key_bytes = reader.u16()?;
+        if key_bytes != kind.sealed_key_bytes() {
+            return Err(reader.range("key length", key_bytes.into()));
         }
         let repository = RepositoryId(reader.array()?);
         let salt = reader.array()?;
-        reader.take(key_bytes)?;
+        reader.take(key_bytes.into())?;
         let length = reader.position();
         Ok(Self {
             kind,
@@ -333,13 +380,15 @@ pub struct FramesKey {
 }
 
 impl FramesKey {
-    /// Opens a frame; the content stays in `opener` until its next use.
+    /// Opens the frame that stands at `frame_offset` of the pack; the content stays in `opener`
+    /// until its next use. What is taken out of it must still be checked against its name.
     pub fn open<'a>(
         &self,
         opener: &'a mut frame::FrameOpener,
+        frame_offset: u32,
         frame: &[u8],
     ) -> Result<&'a [u8], FormatError> {
-        opener.open(&self.key, &self.header, frame)
+        opener.open(&self.key, &self.header, frame_offset, frame)
     }
 }
 
@@ -364,11 +413,14 @@ impl Footer {
     pub fn open(pack: &[u8], keys: &Keys) -> Result<Self, FormatError> {
         let header = PackHeader::decode(pack)?;
         let range = footer_range(pack.len() as u64, trailer_of(pack)?)?;
-        let (start, end) = (range.start as usize, range.end as usize);
-        if start < header.len() {
-            return Err(Reader::new(OBJECT, pack).range("footer length", (end - start) as u64));
-        }
-        Self::open_part(&header, &pack[start..end], keys, range.start)
+        let outside = || Reader::new(OBJECT, pack).range("footer length", range.end - range.start);
+        let sealed = usize::try_from(range.start)
+            .ok()
+            .filter(|start| *start >= header.len())
+            .zip(usize::try_from(range.end).ok())
+            .and_then(|(start, end)| pack.get(start..end))
+            .ok_or_else(outside)?;
+        Self::open_part(&header, sealed, keys, range.start)
     }
 
     /// Opens a footer that was fetched on its own; `footer_offset` is where it begins in the pack.
@@ -379,6 +431,10 @@ impl Footer {
         footer_offset: u64,
     ) -> Result<Self, FormatError> {
         const OBJECT: &str = "pack footer";
+        at_most(OBJECT, sealed, PACK_BYTES_MAX.into())?;
+        if footer_offset > PACK_BYTES_MAX.into() {
+            return Err(Reader::new(OBJECT, sealed).range("offset", footer_offset));
+        }
         if header.repository != keys.repository() {
             return Err(FormatError::Foreign {
                 object: OBJECT,
@@ -394,42 +450,45 @@ impl Footer {
         )?;
         let mut reader = Reader::new(OBJECT, &table);
         let count = reader.u32()?;
-        if u64::from(count) * 12 > reader.remaining() as u64 {
+        if u64::from(count) * TABLE_FRAME_BYTES as u64 > reader.remaining() as u64 {
             return Err(reader.range("frame count", count.into()));
         }
         let mut lengths = Vec::with_capacity(count as usize);
         for _ in 0..count {
             lengths.push((reader.u32()?, reader.u32()?, reader.u32()?));
         }
-        let mut start = header.len() as u64;
+        let mut start = length_u32(header.len());
         let mut total = 0_u64;
         let mut frames = Vec::with_capacity(lengths.len());
         for (stored, raw, count) in lengths {
             total += u64::from(count);
-            if total > PACK_ITEMS_MAX.into() || u64::from(count) * 36 > reader.remaining() as u64 {
+            let count_max = reader.remaining() / TABLE_ITEM_BYTES;
+            if total > PACK_ITEMS_MAX.into() || u64::from(count) > count_max as u64 {
                 return Err(reader.range("item count", count.into()));
             }
             let mut items = Vec::with_capacity(count as usize);
-            let mut sum = 0_u64;
             for _ in 0..count {
-                let id = reader.array()?;
-                let length = reader.u32()?;
-                sum += u64::from(length);
-                items.push((id, length));
+                items.push((reader.array()?, reader.u32()?));
             }
-            let end = start + u64::from(stored);
-            if sum != u64::from(raw) || raw > FRAME_RAW_BYTES_MAX || end > footer_offset {
-                return Err(reader.range("frame length", raw.into()));
+            if frame_raw_bytes(OBJECT, header.kind, &items)? != raw {
+                return Err(reader.range("raw length", raw.into()));
             }
-            // Both are below the footer's offset, which is below the largest pack.
+            if !(FRAME_BYTES_MIN..=FRAME_BYTES_MAX).contains(&stored) {
+                return Err(reader.range("frame length", stored.into()));
+            }
+            // Checked at every frame: below the footer's offset, which is below the largest pack.
+            let end = start + stored;
+            if u64::from(end) > footer_offset {
+                return Err(reader.range("frame end", end.into()));
+            }
             frames.push(FooterFrame {
-                range: start as u32..end as u32,
+                range: start..end,
                 items,
             });
             start = end;
         }
-        if start != footer_offset {
-            return Err(reader.range("end of frames", start));
+        if u64::from(start) != footer_offset {
+            return Err(reader.range("end of frames", start.into()));
         }
         reader.end()?;
         Ok(Self { frames })
@@ -472,6 +531,30 @@ pub fn footer_range(
     }
 }
 
+/// The sum of a frame's items: neither the frame nor an item may be empty or above its bound.
+fn frame_raw_bytes(
+    object: &'static str,
+    kind: PackKind,
+    items: &[([u8; 32], u32)],
+) -> Result<u32, FormatError> {
+    let out_of_range = |field, found: u64| FormatError::Range {
+        object,
+        field,
+        found,
+    };
+    let mut sum = 0_u64;
+    for &(_, length) in items {
+        if length == 0 || length > kind.item_bytes_max() {
+            return Err(out_of_range("item length", length.into()));
+        }
+        sum += u64::from(length);
+    }
+    u32::try_from(sum)
+        .ok()
+        .filter(|sum| (1..=FRAME_RAW_BYTES_MAX).contains(sum))
+        .ok_or_else(|| out_of_range("raw length", sum))
+}
+
 fn trailer_of(pack: &[u8]) -> Result<&[u8; TRAILER_BYTES], FormatError> {
     pack.last_chunk().ok_or(FormatError::Truncated {
         object: OBJECT,
@@ -479,4 +562,180 @@ fn trailer_of(pack: &[u8]) -> Result<&[u8; TRAILER_BYTES], FormatError> {
         needed: TRAILER_BYTES,
         found: pack.len(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    //! Footers that a holder of the metadata key has sealed, whatever is in them.
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+    use crate::keys::{Level, RepositorySecret};
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    fn keys() -> Keys {
+        let secret = RepositorySecret(Secret([1; 32]));
+        secret.issue(Level::Host, RepositoryId([2; 16]), Secret([3; 32]), 0)
+    }
+
+    /// A tree pack of `frames_bytes` zeros under a footer of that table.
+    fn pack_of(keys: &Keys, frames_bytes: usize, table: &[u8]) -> Vec<u8> {
+        let random = PackRandom {
+            salt: [4; 32],
+            key: Secret([5; 32]),
+            seed: Secret([6; 32]),
+        };
+        let writer = PackWriter::new(PackKind::Tree, keys, random, Vec::new()).unwrap();
+        let mut bytes = writer.bytes;
+        bytes.resize(bytes.len() + frames_bytes, 0);
+        let footer = writer.footer_key.seal(0, &writer.header, table);
+        bytes.extend_from_slice(&footer);
+        bytes.extend_from_slice(&length_u32(footer.len()).to_le_bytes());
+        bytes.extend_from_slice(&TRAILER_MAGIC);
+        bytes
+    }
+
+    fn table(frames: &[[u32; 3]], items: &[u32]) -> Vec<u8> {
+        let mut table = length_u32(frames.len()).to_le_bytes().to_vec();
+        table.extend(
+            frames
+                .iter()
+                .flatten()
+                .flat_map(|field| field.to_le_bytes()),
+        );
+        for length in items {
+            table.extend_from_slice(&[7; 32]);
+            table.extend_from_slice(&length.to_le_bytes());
+        }
+        table
+    }
+
+    #[test]
+    fn sealed_footers_are_checked_all_the_same() {
+        let keys = keys();
+        let open = |frames_bytes, frames: &[[u32; 3]], items: &[u32]| {
+            Footer::open(&pack_of(&keys, frames_bytes, &table(frames, items)), &keys)
+        };
+        assert!(open(0, &[], &[]).is_ok());
+        assert!(open(100, &[[60, 30, 2], [40, 9, 1]], &[10, 20, 9]).is_ok());
+        for (reason, frames_bytes, frames, items) in [
+            (
+                "bytes that no frame covers",
+                100,
+                vec![[60, 10, 1]],
+                vec![10],
+            ),
+            (
+                "a frame that runs into the footer",
+                50,
+                vec![[60, 10, 1]],
+                vec![10],
+            ),
+            (
+                "a frame shorter than its seal",
+                21,
+                vec![[21, 10, 1]],
+                vec![10],
+            ),
+            (
+                "lengths that wrap around to the right end",
+                60,
+                vec![[u32::MAX, 10, 1], [61, 10, 1]],
+                vec![10, 10],
+            ),
+            ("a frame without items", 60, vec![[60, 0, 0]], vec![]),
+            ("an empty item", 60, vec![[60, 10, 2]], vec![10, 0]),
+            (
+                "items that wrap around to the right sum",
+                60,
+                vec![[60, 9, 3]],
+                vec![u32::MAX, 5, 5],
+            ),
+            (
+                "an item above its bound",
+                60,
+                vec![[60, PAGE_BYTES_MAX + 1, 1]],
+                vec![PAGE_BYTES_MAX + 1],
+            ),
+            (
+                "another sum than the frame's",
+                60,
+                vec![[60, 11, 1]],
+                vec![10],
+            ),
+            ("fewer items than counted", 60, vec![[60, 10, 2]], vec![10]),
+            (
+                "more items than counted",
+                60,
+                vec![[60, 10, 1]],
+                vec![10, 10],
+            ),
+            (
+                "a count beyond all memory",
+                60,
+                vec![[60, 10, u32::MAX]],
+                vec![10],
+            ),
+        ] {
+            assert!(open(frames_bytes, &frames, &items).is_err(), "{reason}");
+        }
+        let mut counts = table(&[], &[]);
+        counts[..4].copy_from_slice(&u32::MAX.to_le_bytes());
+        assert!(Footer::open(&pack_of(&keys, 0, &counts), &keys).is_err());
+    }
+
+    #[test]
+    fn footers_lie_behind_the_header() {
+        let keys = keys();
+        let mut bytes = pack_of(&keys, 0, &table(&[], &[]));
+        let trailer = bytes.len() - TRAILER_BYTES;
+        for length in [
+            0,
+            1,
+            trailer,
+            trailer + 1,
+            trailer + TRAILER_BYTES,
+            u32::MAX as usize,
+        ] {
+            bytes[trailer..trailer + 4].copy_from_slice(&length_u32(length).to_le_bytes());
+            assert!(Footer::open(&bytes, &keys).is_err(), "{length}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn sealed_nonsense_is_an_error(content in vec(any::<u8>(), 0..400), frames_bytes in 0..200_usize) {
+            let keys = keys();
+            let _ = Footer::open(&pack_of(&keys, frames_bytes, &content), &keys);
+        }
+
+        #[test]
+        fn changed_tables_are_read_within_the_pack(
+            lengths in vec((22..200_u32, vec(1..50_u32, 1..4)), 1..5),
+            at in any::<proptest::sample::Index>(),
+            byte in any::<u8>(),
+        ) {
+            let keys = keys();
+            let frames_bytes = lengths.iter().map(|(stored, _)| *stored as usize).sum();
+            let frames: Vec<_> = lengths
+                .iter()
+                .map(|(stored, items)| [*stored, items.iter().sum(), length_u32(items.len())])
+                .collect();
+            let items: Vec<_> = lengths.iter().flat_map(|(_, items)| items.clone()).collect();
+            let mut table = table(&frames, &items);
+            prop_assert!(Footer::open(&pack_of(&keys, frames_bytes, &table), &keys).is_ok());
+            let at = at.index(table.len());
+            table[at] = byte;
+            let bytes = pack_of(&keys, frames_bytes, &table);
+            if let Ok(footer) = Footer::open(&bytes, &keys) {
+                for (_, location) in footer.locations(PackId([0; 32])) {
+                    prop_assert!(location.frame_range().end <= bytes.len() as u64);
+                    prop_assert!(location.check("test", PackKind::Tree).is_ok());
+                }
+            }
+        }
+    }
 }

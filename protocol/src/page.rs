@@ -24,7 +24,7 @@ use crate::keys::Keys;
 use crate::limits::{
     DISK_BYTES_MAX, FAN_OUT, LEAF_BYTES, LEAF_EXTENTS_MAX, PAGE_BYTES_MAX, TREE_LEVELS_MAX,
 };
-use crate::pack::Location;
+use crate::pack::{Location, PackKind};
 
 const OBJECT: &str = "tree page";
 const KIND_LEAF: u8 = 1;
@@ -85,10 +85,12 @@ impl Leaf {
         self.extents.iter().all(|extent| extent.slice.is_none())
     }
 
-    /// Encodes and names.
-    pub fn encode(&self, keys: &Keys) -> (PageId, Vec<u8>) {
+    /// Encodes and names. Refuses what [`Self::decode`] would refuse.
+    pub fn encode(&self, keys: &Keys) -> Result<(PageId, Vec<u8>), FormatError> {
         let mut logical = Vec::with_capacity(self.extents.len() * 40);
+        let mut bounds = LeafBounds::default();
         for extent in &self.extents {
+            bounds.admit(extent)?;
             match &extent.slice {
                 None => {
                     logical.push(EXTENT_HOLE);
@@ -107,7 +109,7 @@ impl Leaf {
             .iter()
             .filter_map(|extent| extent.slice.as_ref());
         let hints = encode_hints(slices.map(|slice| (slice.chunk.0, slice.location)));
-        assemble(keys, KIND_LEAF, &logical, &hints)
+        Ok(assemble(keys, KIND_LEAF, &logical, &hints))
     }
 
     /// Decodes the page that `page` speaks of and checks that it hashes to its id.
@@ -115,28 +117,17 @@ impl Leaf {
         let (logical, hints) = open(bytes, KIND_LEAF, &page.id, keys)?;
         let mut reader = Reader::new(OBJECT, logical);
         let mut extents: Vec<Extent> = Vec::new();
-        let mut covered = 0_u64;
+        let mut bounds = LeafBounds::default();
         let mut hints = HintReader::new(hints, page.location.pack)?;
         while reader.remaining() > 0 {
-            if extents.len() == LEAF_EXTENTS_MAX {
-                return Err(reader.range("extents", extents.len() as u64 + 1));
-            }
             let tag = reader.u8()?;
             let length = reader.varint("extent length")?;
-            covered += u64::from(length);
-            if length == 0 || covered > LEAF_BYTES {
-                return Err(reader.range("extent length", length.into()));
-            }
             let slice = match tag {
                 EXTENT_HOLE => None,
                 EXTENT_SLICE => {
                     let chunk = ChunkId(reader.array()?);
                     let offset = reader.varint("slice offset")?;
-                    let location = hints.next(chunk.0)?;
-                    let end = u64::from(offset) + u64::from(length);
-                    if end > u64::from(location.length) {
-                        return Err(reader.range("slice end", end));
-                    }
+                    let location = hints.next(chunk.0, PackKind::Data)?;
                     Some(Slice {
                         chunk,
                         offset,
@@ -145,10 +136,45 @@ impl Leaf {
                 }
                 other => return Err(reader.tag("extent", other.into())),
             };
-            extents.push(Extent { length, slice });
+            let extent = Extent { length, slice };
+            bounds.admit(&extent)?;
+            extents.push(extent);
         }
         hints.end()?;
         Ok(Self { extents })
+    }
+}
+
+/// What the extents of a leaf may add up to: one rule for writer and reader.
+#[derive(Default)]
+struct LeafBounds {
+    extents: usize,
+    covered: u64,
+}
+
+impl LeafBounds {
+    fn admit(&mut self, extent: &Extent) -> Result<(), FormatError> {
+        let out_of_range = |field, found| FormatError::Range {
+            object: OBJECT,
+            field,
+            found,
+        };
+        self.extents += 1;
+        if self.extents > LEAF_EXTENTS_MAX {
+            return Err(out_of_range("extents", self.extents as u64));
+        }
+        self.covered += u64::from(extent.length);
+        if extent.length == 0 || self.covered > LEAF_BYTES {
+            return Err(out_of_range("extent length", extent.length.into()));
+        }
+        if let Some(slice) = &extent.slice {
+            slice.location.check(OBJECT, PackKind::Data)?;
+            let end = u64::from(slice.offset) + u64::from(extent.length);
+            if end > u64::from(slice.location.length) {
+                return Err(out_of_range("slice end", end));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -162,10 +188,14 @@ pub struct Inner {
 }
 
 impl Inner {
-    /// Encodes and names.
-    pub fn encode(&self, keys: &Keys) -> (PageId, Vec<u8>) {
+    /// Encodes and names. Refuses what [`Self::decode`] would refuse.
+    pub fn encode(&self, keys: &Keys) -> Result<(PageId, Vec<u8>), FormatError> {
+        check_inner(self.level, self.children.len())?;
         let mut logical = vec![self.level];
-        logical.extend_from_slice(&(self.children.len() as u16).to_le_bytes());
+        logical.extend_from_slice(&length_u32(self.children.len()).to_le_bytes()[..2]);
+        for child in self.children.iter().flatten() {
+            child.location.check(OBJECT, PackKind::Tree)?;
+        }
         for child in &self.children {
             match child {
                 None => logical.push(EXTENT_HOLE),
@@ -177,7 +207,7 @@ impl Inner {
         }
         let pages = self.children.iter().flatten();
         let hints = encode_hints(pages.map(|child| (child.id.0, child.location)));
-        assemble(keys, KIND_INNER, &logical, &hints)
+        Ok(assemble(keys, KIND_INNER, &logical, &hints))
     }
 
     /// Decodes the page that `page` speaks of; checks that it hashes to its id and stands on `level`.
@@ -190,13 +220,11 @@ impl Inner {
         let (logical, hints) = open(bytes, KIND_INNER, &page.id, keys)?;
         let mut reader = Reader::new(OBJECT, logical);
         let found = reader.u8()?;
-        if found != level || level == 0 || level > TREE_LEVELS_MAX {
+        if found != level {
             return Err(reader.range("level", found.into()));
         }
         let count = usize::from(reader.u16()?);
-        if count == 0 || count > FAN_OUT {
-            return Err(reader.range("children", count as u64));
-        }
+        check_inner(level, count)?;
         let mut hints = HintReader::new(hints, page.location.pack)?;
         let mut children = Vec::with_capacity(count);
         for _ in 0..count {
@@ -204,7 +232,7 @@ impl Inner {
                 EXTENT_HOLE => None,
                 EXTENT_SLICE => {
                     let id = PageId(reader.array()?);
-                    let location = hints.next(id.0)?;
+                    let location = hints.next(id.0, PackKind::Tree)?;
                     Some(PageRef { id, location })
                 }
                 other => return Err(reader.tag("child", other.into())),
@@ -214,6 +242,21 @@ impl Inner {
         hints.end()?;
         Ok(Self { level, children })
     }
+}
+
+fn check_inner(level: u8, children: usize) -> Result<(), FormatError> {
+    let out_of_range = |field, found| FormatError::Range {
+        object: OBJECT,
+        field,
+        found,
+    };
+    if level == 0 || level > TREE_LEVELS_MAX {
+        return Err(out_of_range("level", level.into()));
+    }
+    if children == 0 || children > FAN_OUT {
+        return Err(out_of_range("children", children as u64));
+    }
+    Ok(())
 }
 
 /// Levels of inner pages over the leaves of a disk of `disk_bytes`; `None` above
@@ -358,7 +401,7 @@ impl<'a> HintReader<'a> {
         })
     }
 
-    fn next(&mut self, id: [u8; 32]) -> Result<Location, FormatError> {
+    fn next(&mut self, id: [u8; 32], kind: PackKind) -> Result<Location, FormatError> {
         let reader = &mut self.reader;
         let tag = reader.u8()?;
         let location = match (tag, self.last) {
@@ -384,12 +427,190 @@ impl<'a> HintReader<'a> {
             (HINT_SAME, Some((last_id, last))) if last_id == id => last,
             (other, _) => return Err(reader.tag("hint", other.into())),
         };
-        location.check(OBJECT)?;
+        location.check(OBJECT, kind)?;
         self.last = Some((id, location));
         Ok(location)
     }
 
     fn end(self) -> Result<(), FormatError> {
         self.reader.end()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    //! Pages that a holder of the metadata key has named, whatever is in them.
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+    use crate::ids::RepositoryId;
+    use crate::keys::{Level, RepositorySecret, Secret};
+
+    fn keys() -> Keys {
+        let secret = RepositorySecret(Secret([1; 32]));
+        secret.issue(Level::Host, RepositoryId([2; 16]), Secret([3; 32]), 0)
+    }
+
+    fn read(kind: u8, logical: &[u8], hints: &[u8]) -> Result<(), FormatError> {
+        let keys = keys();
+        let (id, bytes) = assemble(&keys, kind, logical, hints);
+        let location = Location {
+            pack: PackId([9; 32]),
+            frame_offset: 72,
+            frame_bytes: 100,
+            offset_in_frame: 0,
+            length: 100,
+        };
+        let page = PageRef { id, location };
+        match kind {
+            KIND_LEAF => Leaf::decode(&bytes, &page, &keys).map(drop),
+            _ => Inner::decode(&bytes, &page, 1, &keys).map(drop),
+        }
+    }
+
+    fn slice(length: &[u8], offset: &[u8]) -> Vec<u8> {
+        [&[EXTENT_SLICE], length, &[5; 32], offset].concat()
+    }
+
+    /// One pack, then hints: a first one that is 100 bytes long at offset 0 of a frame.
+    fn hints(more: &[u8]) -> Vec<u8> {
+        [&[1], &[6; 32][..], &[HINT_FULL, 0, 72, 50, 0, 100], more].concat()
+    }
+
+    #[test]
+    fn named_leaves_are_checked_all_the_same() {
+        let one = slice(&[10], &[0]);
+        let two = [one.clone(), one.clone()].concat();
+        assert!(read(KIND_LEAF, &one, &hints(&[])).is_ok());
+        assert!(read(KIND_LEAF, &two, &hints(&[HINT_SAME])).is_ok());
+        assert!(read(KIND_LEAF, &two, &hints(&[HINT_NEXT, 100])).is_ok());
+        // A disk of no bytes has no pages; a leaf of no extents says nothing and is harmless.
+        assert!(read(KIND_LEAF, &[], &[0]).is_ok());
+        for (reason, logical, hints) in [
+            ("an unknown extent", vec![2, 10], vec![0]),
+            ("an empty hole", vec![EXTENT_HOLE, 0], vec![0]),
+            (
+                "a length in a longer form",
+                vec![EXTENT_HOLE, 0x8a, 0],
+                vec![0],
+            ),
+            (
+                "more than a leaf",
+                vec![EXTENT_HOLE, 0x81, 0x80, 0x80, 2],
+                vec![0],
+            ),
+            (
+                "lengths that wrap around",
+                [EXTENT_HOLE, 0xff, 0xff, 0xff, 0xff, 0x0f].repeat(2),
+                vec![0],
+            ),
+            (
+                "a slice past its chunk's end",
+                slice(&[10], &[91]),
+                hints(&[]),
+            ),
+            (
+                "an offset that wraps around",
+                slice(&[10], &[0xff, 0xff, 0xff, 0xff, 0x0f]),
+                hints(&[]),
+            ),
+            ("a slice without a hint", one.clone(), vec![0]),
+            ("a hint without a slice", one.clone(), hints(&[HINT_SAME])),
+            (
+                "a first hint that follows another",
+                one.clone(),
+                vec![0, HINT_NEXT, 100],
+            ),
+            (
+                "a first hint that repeats another",
+                one.clone(),
+                vec![0, HINT_SAME],
+            ),
+            ("an unknown hint", two.clone(), hints(&[3])),
+            (
+                "a pack that is not listed",
+                one.clone(),
+                vec![0, HINT_FULL, 0, 72, 50, 0, 100],
+            ),
+            (
+                "more packs than bytes",
+                one.clone(),
+                vec![0xff, 0xff, 0xff, 0xff, 0x0f],
+            ),
+            ("an empty chunk", two.clone(), hints(&[HINT_NEXT, 0])),
+            (
+                "a chunk above its bound",
+                two.clone(),
+                hints(&[HINT_NEXT, 0x81, 0x80, 0x80, 2]),
+            ),
+            (
+                "a chunk past the frame's bound",
+                two,
+                hints(&[HINT_FULL, 0, 72, 50, 0xff, 0xff, 0xff, 0xff, 0x0f, 100]),
+            ),
+        ] {
+            assert!(read(KIND_LEAF, &logical, &hints).is_err(), "{reason}");
+        }
+        let other = [one, [&[EXTENT_SLICE, 10], &[6; 32][..], &[0]].concat()].concat();
+        assert!(
+            read(KIND_LEAF, &other, &hints(&[HINT_SAME])).is_err(),
+            "another chunk in one place"
+        );
+        let crowd = [EXTENT_HOLE, 1].repeat(LEAF_EXTENTS_MAX);
+        assert!(read(KIND_LEAF, &crowd, &[0]).is_ok());
+        assert!(read(KIND_LEAF, &[&crowd[..], &[EXTENT_HOLE, 1]].concat(), &[0]).is_err());
+    }
+
+    #[test]
+    fn named_inner_pages_are_checked_all_the_same() {
+        let child = [&[EXTENT_SLICE], &[5; 32][..]].concat();
+        let inner = |level: u8, count: u16, children: &[u8]| {
+            [&[level], &count.to_le_bytes()[..], children].concat()
+        };
+        assert!(read(KIND_INNER, &inner(1, 1, &child), &hints(&[])).is_ok());
+        for (reason, logical, hints) in [
+            ("another level", inner(2, 1, &child), hints(&[])),
+            ("no children", inner(1, 0, &[]), vec![0]),
+            ("too many children", inner(1, 257, &[0; 257]), vec![0]),
+            (
+                "fewer children than counted",
+                inner(1, 2, &child),
+                hints(&[]),
+            ),
+            (
+                "more children than counted",
+                inner(1, 1, &[&child[..], &[0]].concat()),
+                hints(&[]),
+            ),
+            ("an unknown child", inner(1, 1, &[2]), vec![0]),
+            (
+                "a page above its bound",
+                inner(1, 1, &child),
+                [
+                    &[1],
+                    &[6; 32][..],
+                    &[HINT_FULL, 0, 72, 50, 0, 0x81, 0x80, 0x80, 1],
+                ]
+                .concat(),
+            ),
+        ] {
+            assert!(read(KIND_INNER, &logical, &hints).is_err(), "{reason}");
+        }
+    }
+
+    /// A leaf at all its bounds at once is read in a time that nobody notices.
+    #[test]
+    fn hints_are_read_in_linear_time() {
+        let logical = slice(&[1], &[0]).repeat(LEAF_EXTENTS_MAX);
+        let packs = (PAGE_BYTES_MAX as usize - logical.len() - LEAF_EXTENTS_MAX * 12) / 32;
+        let mut hints = Vec::new();
+        put_varint(&mut hints, length_u32(packs));
+        hints.extend(std::iter::repeat_n([6; 32], packs).flatten());
+        for _ in 0..LEAF_EXTENTS_MAX {
+            hints.push(HINT_FULL);
+            put_varint(&mut hints, length_u32(packs - 1));
+            hints.extend_from_slice(&[72, 50, 0, 100]);
+        }
+        assert!(read(KIND_LEAF, &logical, &hints).is_ok());
     }
 }

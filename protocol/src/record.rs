@@ -3,22 +3,38 @@
 //! ```text
 //! record = "TGLR" | version u8 | kind u16 | number u64 | hash of the record before 32
 //!          | time u64 (Unix, nanoseconds) | nonce 32 | certificate 121 | body length u32
-//!          | body: AES-256-GCM(message, key from the nonce, associated data = all before) | tag
+//!          | body: AES-256-GCM(message, nonce 0, associated data = all before) | tag
 //!          | Ed25519 signature 64 over all before
 //! ```
 //!
 //! A record is appended by a create-only PUT of the next number. The chain and the signatures are
 //! checked without keys; the body is sealed under the metadata key. A record whose signature does
-//! not hold, or whose kind its signer's level may not append, is **void**: every reader skips it,
-//! but it keeps its number and the next record is chained to its bytes.
+//! not hold, whose kind its signer's level may not append, whose number is not that of its place, or
+//! whose body does not open or breaks a rule, is **void**: every reader skips it, but it keeps its
+//! number and the next record is chained to its bytes. Two things stop a reader instead: a sound
+//! record that does not continue the one before it (one of the two was replaced), and a record
+//! signed as it should be but of a version or kind that this program does not know
+//! ([`FormatError::needs_newer_program`]).
+//!
+//! The body's key is derived from the metadata key and the hash of all that stands before the body:
+//! a writer that loses the race for a number and encodes again seals under another key, even where
+//! it keeps its nonce.
 
-use crate::codec::{Reader, fixed, length_u32, message};
+mod body;
+
+pub use body::{
+    ChunksRelocated, Consistency, Disk, Evidence, HoldLifted, HoldSet, IndexMerged, KeyChanged,
+    PackSize, PacksCondemned, PacksFoundBad, PacksSwept, PointCommitted, PointExpired,
+    RunAnnounced, StoredPageRef, Totals, VolumeOpened, pack_ids, point_id, point_ids, run_id,
+    segment_ids,
+};
+
+use crate::aead::SealKey;
+use crate::codec::{Reader, at_most, length_u32, message};
 use crate::error::FormatError;
-use crate::ids::{PackId, PageId, PointId, RecordHash, RunId, SegmentId};
+use crate::ids::{RecordHash, RepositoryId};
 use crate::keys::{Certificate, Keys, Level, VerifyingKey};
-use crate::pack::Location;
-use crate::page::PageRef;
-use crate::{limits, page};
+use crate::limits::RECORD_BYTES_MAX;
 use prost::Message;
 
 const OBJECT: &str = "log record";
@@ -39,7 +55,8 @@ pub fn object_key(number: u64) -> String {
 pub fn number_of(key: &str) -> Option<u64> {
     let digits = key.strip_prefix(LOG_PREFIX)?;
     let plain = digits.len() == 20 && digits.bytes().all(|byte| byte.is_ascii_digit());
-    plain.then(|| digits.parse().ok()).flatten()
+    let number = plain.then(|| digits.parse().ok()).flatten();
+    number.filter(|number| *number >= FIRST_NUMBER)
 }
 
 /// The number of the first record.
@@ -71,6 +88,12 @@ macro_rules! kinds {
                 }
             }
 
+            const fn action(self) -> &'static str {
+                match self {
+                    $(Self::$name => concat!("append a record of the kind ", $word),)+
+                }
+            }
+
             /// Whether a key of that level may append this kind.
             pub const fn may_be_signed_by(self, level: Level) -> bool {
                 match self {
@@ -90,6 +113,13 @@ macro_rules! kinds {
             pub const fn kind(&self) -> Kind {
                 match self {
                     $(Self::$name(_) => Kind::$name,)+
+                }
+            }
+
+            /// Checks all that can be checked without the log.
+            fn check(&self) -> Result<(), FormatError> {
+                match self {
+                    $(Self::$name(body) => body.check(),)+
                 }
             }
 
@@ -162,32 +192,53 @@ impl Head {
 }
 
 /// Encodes the record that follows `head`. `nonce` is drawn at random for this very record: it
-/// yields the body's key, and tells a writer whose answer was lost its own record from another's.
+/// goes into the body's key, and tells a writer whose answer was lost its own record from another's.
+/// Fails where a reader would hold the record void: a kind that these keys may not append, a body
+/// that breaks a rule, or one that is too large.
 pub fn encode(
     body: &Body,
     head: &Head,
     time_unix_ns: u64,
     nonce: [u8; 32],
     keys: &Keys,
-) -> Vec<u8> {
+) -> Result<Vec<u8>, FormatError> {
     let identity = keys.identity();
+    check_right(body.kind(), keys.level())?;
+    body.check()?;
+    let number = head
+        .number
+        .checked_add(1)
+        .ok_or_else(|| Reader::new(OBJECT, &[]).range("number", head.number))?;
     let plain = body.encode();
     let mut out = MAGIC.to_vec();
     out.push(VERSION);
     out.extend_from_slice(&body.kind().tag().to_le_bytes());
-    out.extend_from_slice(&(head.number + 1).to_le_bytes());
+    out.extend_from_slice(&number.to_le_bytes());
     out.extend_from_slice(&head.hash.0);
     out.extend_from_slice(&time_unix_ns.to_le_bytes());
     out.extend_from_slice(&nonce);
     out.extend_from_slice(&identity.certificate.encode());
     out.extend_from_slice(&length_u32(plain.len() + crate::aead::TAG_BYTES).to_le_bytes());
-    let sealed = keys
-        .metadata_seal_key(CONTEXT, &nonce)
-        .seal(0, &out, &plain);
+    let sealed = body_key(keys, &out).seal(0, &out, &plain);
     out.extend_from_slice(&sealed);
     let signature = identity.signing.sign(&out);
     out.extend_from_slice(&signature);
-    out
+    at_most(OBJECT, &out, RECORD_BYTES_MAX.into())?;
+    Ok(out)
+}
+
+fn body_key(keys: &Keys, front: &[u8]) -> SealKey {
+    keys.metadata_seal_key(CONTEXT, blake3::hash(front).as_bytes())
+}
+
+fn check_right(kind: Kind, level: Level) -> Result<(), FormatError> {
+    if kind.may_be_signed_by(level) {
+        return Ok(());
+    }
+    Err(FormatError::Right {
+        level: level.as_str(),
+        action: kind.action(),
+    })
 }
 
 /// A record's plain part, checked without keys but for the root's public half.
@@ -210,20 +261,18 @@ pub struct Header {
 
 impl Header {
     /// Decodes; checks certificate, signature and right, but not the chain: a reader compares
-    /// [`Self::number`] and [`Self::previous`] with its own head. An error means a void record.
+    /// [`Self::number`] and [`Self::previous`] with its own head. An error means a void record,
+    /// unless it says [`FormatError::needs_newer_program`].
     pub fn decode(
         bytes: &[u8],
         root: &VerifyingKey,
-        keys_repository: crate::RepositoryId,
+        repository: RepositoryId,
     ) -> Result<Self, FormatError> {
-        if bytes.len() > limits::RECORD_BYTES_MAX as usize {
-            return Err(Reader::new(OBJECT, bytes).range("length", bytes.len() as u64));
-        }
+        at_most(OBJECT, bytes, RECORD_BYTES_MAX.into())?;
         let mut reader = Reader::new(OBJECT, bytes);
         reader.magic(MAGIC)?;
-        reader.version(VERSION)?;
+        let version = reader.u8()?;
         let tag = reader.u16()?;
-        let kind = Kind::from_tag(tag).ok_or_else(|| reader.tag("kind", tag.into()))?;
         let number = reader.u64()?;
         let previous = RecordHash(reader.array()?);
         let time_unix_ns = reader.u64()?;
@@ -235,14 +284,16 @@ impl Header {
         let signed = reader.position();
         let signature: [u8; SIGNATURE_BYTES] = reader.array()?;
         reader.end()?;
-        writer.verify(root, keys_repository)?;
+        writer.verify(root, repository)?;
         writer.public.verify(OBJECT, &bytes[..signed], &signature)?;
-        if !kind.may_be_signed_by(writer.level) {
-            return Err(FormatError::Right {
-                level: writer.level.as_str(),
-                action: kind.as_str(),
-            });
-        }
+        // Only now, so that nobody without a certified key can make readers ask for an upgrade:
+        // this layout holds for every version under this magic.
+        Reader::new(OBJECT, &[version]).version(VERSION)?;
+        let kind = Kind::from_tag(tag).ok_or_else(|| FormatError::Feature {
+            object: OBJECT,
+            feature: format!("record kind {tag}"),
+        })?;
+        check_right(kind, writer.level)?;
         Ok(Self {
             kind,
             number,
@@ -254,398 +305,291 @@ impl Header {
         })
     }
 
-    /// Opens the body. `bytes` is what the header was decoded from.
+    /// Opens the body and checks all that can be checked in it. `bytes` is what the header was
+    /// decoded from. An error means a void record.
     pub fn open_body(&self, bytes: &[u8], keys: &Keys) -> Result<Body, FormatError> {
         let (front, sealed) = match (bytes.get(..self.body.start), bytes.get(self.body.clone())) {
             (Some(front), Some(sealed)) => (front, sealed),
             _ => return Err(Reader::new(OBJECT, bytes).range("length", bytes.len() as u64)),
         };
-        let plain = keys
-            .metadata_seal_key(CONTEXT, &self.nonce)
-            .open(OBJECT, 0, front, sealed)?;
-        Body::decode(self.kind, &plain)
+        let plain = body_key(keys, front).open(OBJECT, 0, front, sealed)?;
+        let body = Body::decode(self.kind, &plain)?;
+        body.check()?;
+        Ok(body)
     }
 }
 
-/// A recovery point exists.
-#[derive(Clone, PartialEq, Message)]
-pub struct PointCommitted {
-    /// [`PointId`].
-    #[prost(bytes = "vec", tag = "1")]
-    pub point: Vec<u8>,
-    /// The machine, as the operator names it.
-    #[prost(string, tag = "2")]
-    pub machine: String,
-    /// The machine's disks at this point.
-    #[prost(message, repeated, tag = "3")]
-    pub disks: Vec<Disk>,
-    /// The [`PointId`] it was compared with; empty for a first one.
-    #[prost(bytes = "vec", tag = "4")]
-    pub parent: Vec<u8>,
-    /// A [`Consistency`] tag.
-    #[prost(uint32, tag = "5")]
-    pub consistency: u32,
-    /// The moment of the disks that this point holds, Unix time in nanoseconds.
-    #[prost(fixed64, tag = "6")]
-    pub taken_unix_ns: u64,
-    /// When the run was done, Unix time in nanoseconds.
-    #[prost(fixed64, tag = "7")]
-    pub finished_unix_ns: u64,
-    /// [`SegmentId`]s that index this run's new chunks.
-    #[prost(bytes = "vec", repeated, tag = "8")]
-    pub segments: Vec<Vec<u8>>,
-    /// The tree packs that this run wrote.
-    #[prost(message, repeated, tag = "9")]
-    pub tree_packs: Vec<PackSize>,
-    /// The [`RunId`] that ends with this point.
-    #[prost(bytes = "vec", tag = "10")]
-    pub run: Vec<u8>,
-    /// The host that wrote it, as it names itself.
-    #[prost(string, tag = "11")]
-    pub host: String,
-    /// What the run moved.
-    #[prost(message, optional, tag = "12")]
-    pub totals: Option<Totals>,
-}
+#[cfg(test)]
+mod tests {
+    //! Records that a certified holder has signed, whatever is in them.
+    #![allow(clippy::unwrap_used, reason = "tests")]
 
-/// What a run moved, in bytes unless said otherwise.
-#[derive(Clone, Copy, PartialEq, Eq, Message)]
-pub struct Totals {
-    /// Sum of the disks' sizes.
-    #[prost(uint64, tag = "1")]
-    pub virtual_bytes: u64,
-    /// Bytes that are not holes.
-    #[prost(uint64, tag = "2")]
-    pub allocated_bytes: u64,
-    /// Bytes read from the source.
-    #[prost(uint64, tag = "3")]
-    pub read_bytes: u64,
-    /// Bytes of chunks that the repository did not have.
-    #[prost(uint64, tag = "4")]
-    pub new_bytes: u64,
-    /// Bytes uploaded.
-    #[prost(uint64, tag = "5")]
-    pub stored_bytes: u64,
-    /// Chunks seen (a count).
-    #[prost(uint64, tag = "6")]
-    pub chunks: u64,
-}
+    use super::*;
+    use crate::keys::{RepositorySecret, Secret};
+    use proptest::collection::vec;
+    use proptest::prelude::*;
 
-/// A disk of a recovery point.
-#[derive(Clone, PartialEq, Message)]
-pub struct Disk {
-    /// Its name within the machine.
-    #[prost(string, tag = "1")]
-    pub name: String,
-    /// Its size in bytes.
-    #[prost(uint64, tag = "2")]
-    pub size_bytes: u64,
-    /// The root page; absent when the whole disk is hole.
-    #[prost(message, optional, tag = "3")]
-    pub root: Option<StoredPageRef>,
-    /// The format of the image it was read from, for people.
-    #[prost(string, tag = "4")]
-    pub source_format: String,
-}
-
-impl Disk {
-    /// The root page, checked, and the tree's levels.
-    pub fn tree(&self) -> Result<(Option<PageRef>, u8), FormatError> {
-        let levels = page::tree_levels(self.size_bytes).ok_or(FormatError::Range {
-            object: OBJECT,
-            field: "disk size",
-            found: self.size_bytes,
-        })?;
-        let root = self.root.as_ref().map(StoredPageRef::decode).transpose()?;
-        Ok((root, levels))
+    fn keys() -> Keys {
+        let secret = RepositorySecret(Secret([1; 32]));
+        secret.issue(Level::Restore, RepositoryId([2; 16]), Secret([3; 32]), 0)
     }
-}
 
-/// A [`PageRef`] as stored.
-#[derive(Clone, PartialEq, Eq, Message)]
-pub struct StoredPageRef {
-    /// [`PageId`].
-    #[prost(bytes = "vec", tag = "1")]
-    pub id: Vec<u8>,
-    /// [`PackId`].
-    #[prost(bytes = "vec", tag = "2")]
-    pub pack: Vec<u8>,
-    /// As in [`Location`].
-    #[prost(uint32, tag = "3")]
-    pub frame_offset: u32,
-    /// As in [`Location`].
-    #[prost(uint32, tag = "4")]
-    pub frame_bytes: u32,
-    /// As in [`Location`].
-    #[prost(uint32, tag = "5")]
-    pub offset_in_frame: u32,
-    /// As in [`Location`].
-    #[prost(uint32, tag = "6")]
-    pub length: u32,
-}
+    /// Seals and signs any bytes as the body of a record.
+    fn sign(keys: &Keys, kind: Kind, plain: &[u8]) -> Vec<u8> {
+        let mut out = MAGIC.to_vec();
+        out.push(VERSION);
+        out.extend_from_slice(&kind.tag().to_le_bytes());
+        out.extend_from_slice(&[0; 8 + 32 + 8 + 32]);
+        out.extend_from_slice(&keys.identity().certificate.encode());
+        out.extend_from_slice(&length_u32(plain.len() + crate::aead::TAG_BYTES).to_le_bytes());
+        let sealed = body_key(keys, &out).seal(0, &out, plain);
+        out.extend_from_slice(&sealed);
+        let signature = keys.identity().signing.sign(&out);
+        out.extend_from_slice(&signature);
+        out
+    }
 
-impl StoredPageRef {
-    /// For storing.
-    pub fn encode(page: &PageRef) -> Self {
-        Self {
-            id: page.id.0.to_vec(),
-            pack: page.location.pack.0.to_vec(),
-            frame_offset: page.location.frame_offset,
-            frame_bytes: page.location.frame_bytes,
-            offset_in_frame: page.location.offset_in_frame,
-            length: page.location.length,
+    fn read(kind: Kind, plain: &[u8]) -> Result<Body, FormatError> {
+        let keys = keys();
+        let bytes = sign(&keys, kind, plain);
+        let header = Header::decode(&bytes, keys.root_public(), keys.repository())?;
+        header.open_body(&bytes, &keys)
+    }
+
+    fn point() -> PointCommitted {
+        PointCommitted {
+            point: vec![1; 16],
+            machine: "web01".to_owned(),
+            disks: vec![Disk {
+                name: "vda".to_owned(),
+                size_bytes: 1,
+                ..Disk::default()
+            }],
+            ..PointCommitted::default()
         }
     }
 
-    /// Checked.
-    pub fn decode(&self) -> Result<PageRef, FormatError> {
-        let location = Location {
-            pack: PackId(fixed(OBJECT, "pack", &self.pack)?),
-            frame_offset: self.frame_offset,
-            frame_bytes: self.frame_bytes,
-            offset_in_frame: self.offset_in_frame,
-            length: self.length,
+    #[test]
+    fn bodies_that_break_a_rule_are_void() {
+        let write = |point: &PointCommitted| {
+            let encoded = encode(
+                &Body::PointCommitted(point.clone()),
+                &Head::EMPTY,
+                0,
+                [0; 32],
+                &keys(),
+            );
+            (encoded, read(Kind::PointCommitted, &point.encode_to_vec()))
         };
-        location.check(OBJECT)?;
-        Ok(PageRef {
-            id: PageId(fixed(OBJECT, "page", &self.id)?),
-            location,
-        })
-    }
-}
-
-/// A pack and its size.
-#[derive(Clone, PartialEq, Eq, Message)]
-pub struct PackSize {
-    /// [`PackId`].
-    #[prost(bytes = "vec", tag = "1")]
-    pub pack: Vec<u8>,
-    /// Size in bytes.
-    #[prost(uint64, tag = "2")]
-    pub bytes: u64,
-}
-
-/// What a point's disks are worth to the software on them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Consistency {
-    /// The image was not in use.
-    Offline,
-    /// As after a power cut.
-    Crash,
-    /// The guest had flushed and frozen its file systems.
-    Application,
-}
-
-impl Consistency {
-    /// The tag in stored records.
-    pub const fn tag(self) -> u32 {
-        match self {
-            Self::Offline => 1,
-            Self::Crash => 2,
-            Self::Application => 3,
+        let (encoded, decoded) = write(&point());
+        assert!(encoded.is_ok() && decoded.is_ok());
+        let disk = point().disks[0].clone();
+        let page = |length| StoredPageRef {
+            id: vec![1; 32],
+            pack: vec![2; 32],
+            frame_offset: 72,
+            frame_bytes: 100,
+            offset_in_frame: 0,
+            length,
+        };
+        let with_disk = |disk: Disk| PointCommitted {
+            disks: vec![disk],
+            ..point()
+        };
+        let with_root = |root| {
+            with_disk(Disk {
+                root: Some(root),
+                ..disk.clone()
+            })
+        };
+        assert!(write(&with_root(page(100))).1.is_ok());
+        for (reason, broken) in [
+            (
+                "a point without a name",
+                PointCommitted {
+                    point: Vec::new(),
+                    ..point()
+                },
+            ),
+            (
+                "a name of another length",
+                PointCommitted {
+                    point: vec![1; 17],
+                    ..point()
+                },
+            ),
+            (
+                "a machine without a name",
+                PointCommitted {
+                    machine: String::new(),
+                    ..point()
+                },
+            ),
+            (
+                "a name that clears the screen",
+                PointCommitted {
+                    machine: "\x1b[2J".to_owned(),
+                    ..point()
+                },
+            ),
+            (
+                "a name of a page",
+                PointCommitted {
+                    machine: "x".repeat(256),
+                    ..point()
+                },
+            ),
+            (
+                "a parent of another length",
+                PointCommitted {
+                    parent: vec![1; 15],
+                    ..point()
+                },
+            ),
+            (
+                "a run of another length",
+                PointCommitted {
+                    run: vec![1],
+                    ..point()
+                },
+            ),
+            (
+                "a segment of another length",
+                PointCommitted {
+                    segments: vec![vec![1; 16]],
+                    ..point()
+                },
+            ),
+            (
+                "a tree pack without a name",
+                PointCommitted {
+                    tree_packs: vec![PackSize::default()],
+                    ..point()
+                },
+            ),
+            (
+                "two disks of one name",
+                PointCommitted {
+                    disks: vec![disk.clone(), disk.clone()],
+                    ..point()
+                },
+            ),
+            (
+                "a disk without a name",
+                with_disk(Disk {
+                    name: String::new(),
+                    ..disk.clone()
+                }),
+            ),
+            (
+                "a disk that no tree holds",
+                with_disk(Disk {
+                    size_bytes: u64::MAX,
+                    ..disk.clone()
+                }),
+            ),
+            (
+                "a root without anything",
+                with_root(StoredPageRef::default()),
+            ),
+            ("an empty root page", with_root(page(0))),
+            (
+                "a root page above its bound",
+                with_root(page(crate::limits::PAGE_BYTES_MAX + 1)),
+            ),
+            (
+                "too many disks",
+                PointCommitted {
+                    disks: (0..=crate::limits::DISKS_MAX)
+                        .map(|number| Disk {
+                            name: format!("disk {number}"),
+                            ..disk.clone()
+                        })
+                        .collect(),
+                    ..point()
+                },
+            ),
+        ] {
+            let (encoded, decoded) = write(&broken);
+            assert!(encoded.is_err(), "{reason}");
+            assert!(decoded.is_err(), "{reason}");
         }
     }
 
-    /// The name for a tag.
-    pub const fn name_of(tag: u32) -> &'static str {
-        match tag {
-            1 => "offline",
-            2 => "crash",
-            3 => "application",
-            _ => "unknown",
+    #[test]
+    fn records_end_at_their_bound() {
+        let condemn = |packs: usize| {
+            let body = Body::PacksCondemned(PacksCondemned {
+                packs: vec![vec![7; 32]; packs],
+            });
+            encode(&body, &Head::EMPTY, 0, [0; 32], &keys())
+        };
+        // Each takes 34 bytes; the rest of a record takes 292.
+        let most = (RECORD_BYTES_MAX as usize - 292) / 34;
+        let bytes = condemn(most).unwrap();
+        assert!(Header::decode(&bytes, keys().root_public(), keys().repository()).is_ok());
+        assert!(condemn(most + 1).is_err());
+        // The same bytes by hand are void, too.
+        let plain = PacksCondemned {
+            packs: vec![vec![7; 32]; most + 1],
+        };
+        assert!(read(Kind::PacksCondemned, &plain.encode_to_vec()).is_err());
+        let last = Head {
+            number: u64::MAX,
+            ..Head::EMPTY
+        };
+        let body = Body::PacksCondemned(PacksCondemned::default());
+        assert!(encode(&body, &last, 0, [0; 32], &keys()).is_err());
+    }
+
+    /// Two bytes on the wire, a hundred and more in memory.
+    #[test]
+    fn crumbs_do_not_unfold() {
+        for field in [3_u8, 8, 9] {
+            let crumbs = [field << 3 | 2, 0].repeat(1 << 20);
+            let plain = [point().encode_to_vec(), crumbs].concat();
+            assert!(read(Kind::PointCommitted, &plain).is_err());
         }
     }
-}
 
-/// Recovery points are given up.
-#[derive(Clone, PartialEq, Eq, Message)]
-pub struct PointExpired {
-    /// [`PointId`]s.
-    #[prost(bytes = "vec", repeated, tag = "1")]
-    pub points: Vec<Vec<u8>>,
-    /// Why, for the audit.
-    #[prost(string, tag = "2")]
-    pub reason: String,
-}
-
-/// Recovery points must not be given up.
-#[derive(Clone, PartialEq, Eq, Message)]
-pub struct HoldSet {
-    /// Name of the hold, 16 random bytes.
-    #[prost(bytes = "vec", tag = "1")]
-    pub hold: Vec<u8>,
-    /// [`PointId`]s.
-    #[prost(bytes = "vec", repeated, tag = "2")]
-    pub points: Vec<Vec<u8>>,
-    /// Why, for the audit.
-    #[prost(string, tag = "3")]
-    pub reason: String,
-    /// When it ends by itself, Unix time in nanoseconds; 0 never.
-    #[prost(fixed64, tag = "4")]
-    pub until_unix_ns: u64,
-}
-
-/// A hold ends.
-#[derive(Clone, PartialEq, Eq, Message)]
-pub struct HoldLifted {
-    /// Name of the hold.
-    #[prost(bytes = "vec", tag = "1")]
-    pub hold: Vec<u8>,
-    /// Why, for the audit.
-    #[prost(string, tag = "2")]
-    pub reason: String,
-}
-
-/// Packs that no live point needs.
-#[derive(Clone, PartialEq, Eq, Message)]
-pub struct PacksCondemned {
-    /// [`PackId`]s.
-    #[prost(bytes = "vec", repeated, tag = "1")]
-    pub packs: Vec<Vec<u8>>,
-}
-
-/// Condemned packs that are deleted from now on, or rescued.
-#[derive(Clone, PartialEq, Eq, Message)]
-pub struct PacksSwept {
-    /// [`PackId`]s that are deleted after this record.
-    #[prost(bytes = "vec", repeated, tag = "1")]
-    pub packs: Vec<Vec<u8>>,
-    /// [`PackId`]s that a newer point uses: condemned no longer.
-    #[prost(bytes = "vec", repeated, tag = "2")]
-    pub rescued: Vec<Vec<u8>>,
-}
-
-/// Chunks have a new place.
-#[derive(Clone, PartialEq, Eq, Message)]
-pub struct ChunksRelocated {
-    /// [`SegmentId`]s that say where the chunks are now.
-    #[prost(bytes = "vec", repeated, tag = "1")]
-    pub segments: Vec<Vec<u8>>,
-}
-
-/// Packs that are missing or do not hash to their name.
-#[derive(Clone, PartialEq, Eq, Message)]
-pub struct PacksFoundBad {
-    /// [`PackId`]s.
-    #[prost(bytes = "vec", repeated, tag = "1")]
-    pub packs: Vec<Vec<u8>>,
-    /// What was found, for the audit.
-    #[prost(string, tag = "2")]
-    pub reason: String,
-}
-
-/// Index segments were replaced.
-#[derive(Clone, PartialEq, Eq, Message)]
-pub struct IndexMerged {
-    /// [`SegmentId`]s that are read no longer.
-    #[prost(bytes = "vec", repeated, tag = "1")]
-    pub removed: Vec<Vec<u8>>,
-    /// [`SegmentId`]s that stand for them.
-    #[prost(bytes = "vec", repeated, tag = "2")]
-    pub added: Vec<Vec<u8>>,
-}
-
-/// A writable volume was opened.
-#[derive(Clone, PartialEq, Eq, Message)]
-pub struct VolumeOpened {
-    /// Name of the volume, 16 random bytes.
-    #[prost(bytes = "vec", tag = "1")]
-    pub volume: Vec<u8>,
-    /// Counts openings: an older epoch may not commit any more.
-    #[prost(uint64, tag = "2")]
-    pub epoch: u64,
-    /// The [`PointId`] it starts from.
-    #[prost(bytes = "vec", tag = "3")]
-    pub point: Vec<u8>,
-    /// The machine its points belong to.
-    #[prost(string, tag = "4")]
-    pub machine: String,
-}
-
-/// A signing key was certified or revoked, or a slot was made or removed.
-#[derive(Clone, PartialEq, Eq, Message)]
-pub struct KeyChanged {
-    /// [`crate::ids::KeyId`].
-    #[prost(bytes = "vec", tag = "1")]
-    pub key: Vec<u8>,
-    /// The level's tag.
-    #[prost(uint32, tag = "2")]
-    pub level: u32,
-    /// What the operator calls it.
-    #[prost(string, tag = "3")]
-    pub label: String,
-    /// True when the key is void from the next record on.
-    #[prost(bool, tag = "4")]
-    pub revoked: bool,
-    /// The [`crate::ids::SlotId`] that holds it; empty for a key file.
-    #[prost(bytes = "vec", tag = "5")]
-    pub slot: Vec<u8>,
-}
-
-/// What a drill, a verify or a scrub found.
-#[derive(Clone, PartialEq, Eq, Message)]
-pub struct Evidence {
-    /// "verify", "scrub" or "drill".
-    #[prost(string, tag = "1")]
-    pub activity: String,
-    /// [`PointId`]s concerned.
-    #[prost(bytes = "vec", repeated, tag = "2")]
-    pub points: Vec<Vec<u8>>,
-    /// True when nothing was found wanting.
-    #[prost(bool, tag = "3")]
-    pub passed: bool,
-    /// The report, as JSON.
-    #[prost(string, tag = "4")]
-    pub report: String,
-}
-
-/// Segments of a run that is still under way.
-#[derive(Clone, PartialEq, Eq, Message)]
-pub struct RunAnnounced {
-    /// [`RunId`].
-    #[prost(bytes = "vec", tag = "1")]
-    pub run: Vec<u8>,
-    /// The machine.
-    #[prost(string, tag = "2")]
-    pub machine: String,
-    /// [`SegmentId`]s that have landed since the run's last announcement.
-    #[prost(bytes = "vec", repeated, tag = "3")]
-    pub segments: Vec<Vec<u8>>,
-    /// True when the run ends without a point.
-    #[prost(bool, tag = "4")]
-    pub abandoned: bool,
-}
-
-macro_rules! id_list {
-    ($(#[$doc:meta])* $name:ident, $id:ident) => {
-        $(#[$doc])*
-        pub fn $name(list: &[Vec<u8>]) -> Result<Vec<$id>, FormatError> {
-            list.iter()
-                .map(|bytes| fixed(OBJECT, stringify!($name), bytes).map($id))
-                .collect()
+    #[test]
+    fn fields_of_later_versions_are_passed_over() {
+        // Field 100, of each wire type.
+        for more in [
+            &[0xa0, 6, 1][..],
+            &[0xa1, 6, 1, 2, 3, 4, 5, 6, 7, 8],
+            &[0xa2, 6, 1, 9],
+            &[0xa5, 6, 1, 2, 3, 4],
+        ] {
+            let plain = [&point().encode_to_vec(), more].concat();
+            assert_eq!(
+                read(Kind::PointCommitted, &plain),
+                Ok(Body::PointCommitted(point()))
+            );
         }
-    };
-}
+    }
 
-id_list!(
-    /// Pack names of a message, checked.
-    pack_ids, PackId
-);
-id_list!(
-    /// Segment names of a message, checked.
-    segment_ids, SegmentId
-);
-id_list!(
-    /// Point names of a message, checked.
-    point_ids, PointId
-);
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
 
-/// A run's name of a message, checked.
-pub fn run_id(bytes: &[u8]) -> Result<RunId, FormatError> {
-    fixed(OBJECT, "run", bytes).map(RunId)
-}
+        #[test]
+        fn signed_nonsense_is_void_or_sound(kind in 0..Kind::ALL.len(), plain in vec(any::<u8>(), 0..200)) {
+            let kind = Kind::ALL[kind];
+            if let Ok(body) = read(kind, &plain) {
+                prop_assert_eq!(body.kind(), kind);
+                prop_assert!(encode(&body, &Head::EMPTY, 0, [0; 32], &keys()).is_ok());
+            }
+        }
 
-/// A point's name of a message, checked.
-pub fn point_id(bytes: &[u8]) -> Result<PointId, FormatError> {
-    fixed(OBJECT, "point", bytes).map(PointId)
+        #[test]
+        fn changed_bodies_are_void_or_sound(at in any::<proptest::sample::Index>(), byte in any::<u8>(), cut in any::<proptest::sample::Index>()) {
+            let mut plain = point().encode_to_vec();
+            let at = at.index(plain.len());
+            plain[at] = byte;
+            plain.truncate(cut.index(plain.len()) + 1);
+            if let Ok(body) = read(Kind::PointCommitted, &plain) {
+                prop_assert!(encode(&body, &Head::EMPTY, 0, [0; 32], &keys()).is_ok());
+            }
+        }
+    }
 }

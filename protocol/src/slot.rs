@@ -2,11 +2,13 @@
 //! recipient (escrow, break-glass), as objects `keys/<slot>` in the repository.
 
 use crate::aead::{SealKey, derive_key};
-use crate::codec::{Reader, message};
+use crate::codec::{Reader, at_most, fixed, length_u32, message};
 use crate::error::FormatError;
 use crate::ids::{RepositoryId, SlotId};
 use crate::keys::{Keys, Level, SealPrivateKey, SealPublicKey, Secret};
-use crate::limits::{ARGON2_MEMORY_KIB_MAX, ARGON2_PASSES_MAX};
+use crate::limits::{
+    ARGON2_MEMORY_KIB_MAX, ARGON2_PASSES_MAX, NAME_BYTES_MAX, SMALL_OBJECT_BYTES_MAX,
+};
 use prost::Message;
 use zeroize::Zeroizing;
 
@@ -47,6 +49,27 @@ impl Argon2Cost {
         passes: 3,
         lanes: 4,
     };
+
+    /// Checks the cost: a hostile slot must not make its opener spend without bound.
+    fn params(self) -> Result<argon2::Params, FormatError> {
+        let out_of_range = |field, found: u32| FormatError::Range {
+            object: OBJECT,
+            field,
+            found: found.into(),
+        };
+        if self.memory_kib > ARGON2_MEMORY_KIB_MAX {
+            return Err(out_of_range("argon2 memory", self.memory_kib));
+        }
+        if self.passes > ARGON2_PASSES_MAX {
+            return Err(out_of_range("argon2 passes", self.passes));
+        }
+        argon2::Params::new(self.memory_kib, self.passes, self.lanes, Some(32)).map_err(|error| {
+            FormatError::Message {
+                object: OBJECT,
+                detail: error.to_string(),
+            }
+        })
+    }
 }
 
 /// What a person brings to wrap or open a slot.
@@ -79,7 +102,7 @@ pub struct Slot {
     sealed: Vec<u8>,
 }
 
-/// Fresh randomness for one slot.
+/// Fresh randomness for one slot. Not `Clone`: it is never used for a second one.
 pub struct SlotRandom {
     /// Salt of the wrapping key.
     pub salt: [u8; 32],
@@ -97,15 +120,17 @@ pub enum NewWrapping<'a> {
     Recipient(SealPublicKey),
 }
 
-/// Wraps `keys` into the bytes of a slot object.
+/// Wraps `keys` into the bytes of a slot object. The label is stored in plain. Refuses what
+/// [`Slot::decode`] would refuse.
 pub fn wrap(
     keys: &Keys,
     id: SlotId,
     label: &str,
     created_unix_ns: u64,
     with: &NewWrapping<'_>,
-    random: &SlotRandom,
+    random: SlotRandom,
 ) -> Result<Vec<u8>, FormatError> {
+    check_label(label)?;
     let (kind, cost, recipient) = match with {
         NewWrapping::Passphrase(_, cost) => (KIND_PASSPHRASE, Some(*cost), None),
         NewWrapping::File(_) => (KIND_FILE, None, None),
@@ -127,7 +152,7 @@ pub fn wrap(
     .encode_to_vec();
     let mut out = MAGIC.to_vec();
     out.push(VERSION);
-    out.extend_from_slice(&crate::codec::length_u32(header.len()).to_le_bytes());
+    out.extend_from_slice(&length_u32(header.len()).to_le_bytes());
     out.extend_from_slice(&header);
     let plain = keys.encode();
     let sealed = match with {
@@ -138,12 +163,14 @@ pub fn wrap(
         NewWrapping::Recipient(public) => public.seal(INFO, &out, &plain, &random.seed)?,
     };
     out.extend_from_slice(&sealed);
+    at_most(OBJECT, &out, SMALL_OBJECT_BYTES_MAX.into())?;
     Ok(out)
 }
 
 impl Slot {
     /// Reads a slot's plain part.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
+        at_most(OBJECT, bytes, SMALL_OBJECT_BYTES_MAX.into())?;
         let mut reader = Reader::new(OBJECT, bytes);
         reader.magic(MAGIC)?;
         reader.version(VERSION)?;
@@ -151,28 +178,19 @@ impl Slot {
         let header: Header = message(OBJECT, reader.take(length)?)?;
         let plain_bytes = reader.position();
         let sealed = reader.take(reader.remaining())?.to_vec();
-        let out_of_range = |field, found: u32| FormatError::Range {
-            object: OBJECT,
-            field,
-            found: found.into(),
-        };
+        check_label(&header.label)?;
         let wrapping = match header.kind {
             KIND_PASSPHRASE => {
-                // A hostile slot must not make its opener spend without bound.
-                if header.memory_kib > ARGON2_MEMORY_KIB_MAX {
-                    return Err(out_of_range("argon2 memory", header.memory_kib));
-                }
-                if header.passes > ARGON2_PASSES_MAX {
-                    return Err(out_of_range("argon2 passes", header.passes));
-                }
-                Wrapping::Passphrase(Argon2Cost {
+                let cost = Argon2Cost {
                     memory_kib: header.memory_kib,
                     passes: header.passes,
                     lanes: header.lanes,
-                })
+                };
+                cost.params()?;
+                Wrapping::Passphrase(cost)
             }
             KIND_FILE => Wrapping::File,
-            KIND_RECIPIENT => Wrapping::Recipient(SealPublicKey(crate::codec::fixed(
+            KIND_RECIPIENT => Wrapping::Recipient(SealPublicKey(fixed(
                 OBJECT,
                 "recipient",
                 &header.recipient,
@@ -184,23 +202,23 @@ impl Slot {
             .and_then(Level::from_tag)
             .ok_or_else(|| Reader::new(OBJECT, &[]).tag("level", header.level.into()))?;
         Ok(Self {
-            id: SlotId(crate::codec::fixed(OBJECT, "slot", &header.slot)?),
-            repository: RepositoryId(crate::codec::fixed(
-                OBJECT,
-                "repository",
-                &header.repository,
-            )?),
+            id: SlotId(fixed(OBJECT, "slot", &header.slot)?),
+            repository: RepositoryId(fixed(OBJECT, "repository", &header.repository)?),
             level,
             wrapping,
             label: header.label,
             created_unix_ns: header.created_unix_ns,
-            salt: crate::codec::fixed(OBJECT, "salt", &header.salt)?,
+            salt: fixed(OBJECT, "salt", &header.salt)?,
             header: bytes[..plain_bytes].to_vec(),
             sealed,
         })
     }
 
     /// Opens it. A wrong credential and changed bytes look alike.
+    ///
+    /// Whoever knows a recipient's public key can make a slot for it that holds the keys of another
+    /// repository. A person who opens a slot as a recipient compares the fingerprint of
+    /// [`Keys::root_public`] with the one that was written down when the slot was made.
     pub fn open(&self, with: &Credential<'_>) -> Result<Keys, FormatError> {
         let wrong = FormatError::Unauthentic { object: OBJECT };
         let plain = match (with, &self.wrapping) {
@@ -236,15 +254,28 @@ fn passphrase_key(text: &str, salt: &[u8; 32], cost: Argon2Cost) -> Result<SealK
         object: OBJECT,
         detail: error.to_string(),
     };
-    let params =
-        argon2::Params::new(cost.memory_kib, cost.passes, cost.lanes, Some(32)).map_err(refused)?;
-    let argon2 = argon2::Argon2::new(argon2::Algorithm::Argon2id, argon2::Version::V0x13, params);
+    let argon2 = argon2::Argon2::new(
+        argon2::Algorithm::Argon2id,
+        argon2::Version::V0x13,
+        cost.params()?,
+    );
     let mut stretched = Zeroizing::new([0; 32]);
     argon2
         .hash_password_into(text.as_bytes(), salt, &mut *stretched)
         .map_err(refused)?;
     let key = derive_key("tidegate 1 key slot by passphrase", &[&*stretched, salt]);
     Ok(SealKey::new(&key))
+}
+
+fn check_label(label: &str) -> Result<(), FormatError> {
+    if label.len() > NAME_BYTES_MAX || label.chars().any(char::is_control) {
+        return Err(FormatError::Range {
+            object: OBJECT,
+            field: "label",
+            found: label.len() as u64,
+        });
+    }
+    Ok(())
 }
 
 fn file_key(content: &[u8], salt: &[u8; 32]) -> Result<SealKey, FormatError> {
@@ -288,4 +319,99 @@ struct Header {
     lanes: u32,
     #[prost(bytes = "vec", tag = "11")]
     recipient: Vec<u8>,
+}
+
+#[cfg(test)]
+mod tests {
+    //! Slots and key bundles that somebody with the right credential has made, whatever is in them.
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+    use crate::keys::RepositorySecret;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    const FILE: &[u8] = &[7; 32];
+
+    fn keys(level: Level) -> Keys {
+        let secret = RepositorySecret(Secret([1; 32]));
+        secret.issue(level, RepositoryId([2; 16]), Secret([3; 32]), 0)
+    }
+
+    /// A slot that claims a level and holds any bytes.
+    fn slot(level: Level, plain: &[u8]) -> Vec<u8> {
+        let header = Header {
+            slot: vec![4; 16],
+            repository: vec![2; 16],
+            level: level.tag().into(),
+            kind: KIND_FILE,
+            salt: vec![5; 32],
+            ..Header::default()
+        }
+        .encode_to_vec();
+        let mut out = MAGIC.to_vec();
+        out.push(VERSION);
+        out.extend_from_slice(&length_u32(header.len()).to_le_bytes());
+        out.extend_from_slice(&header);
+        let sealed = file_key(FILE, &[5; 32]).unwrap().seal(0, &out, plain);
+        out.extend_from_slice(&sealed);
+        out
+    }
+
+    fn open(level: Level, plain: &[u8]) -> Result<Keys, FormatError> {
+        Slot::decode(&slot(level, plain))?.open(&Credential::File(FILE))
+    }
+
+    #[test]
+    fn a_slot_holds_what_it_claims() {
+        for claimed in Level::ALL {
+            for held in Level::ALL {
+                let opened = open(claimed, &keys(held).encode());
+                assert_eq!(opened.is_ok(), claimed == held);
+            }
+        }
+    }
+
+    #[test]
+    fn keys_have_one_encoding() {
+        for level in Level::ALL {
+            let plain = keys(level).encode().to_vec();
+            open(level, &plain).unwrap();
+            let mut changed = plain.clone();
+            for byte in 0..plain.len() {
+                for bit in 0..8 {
+                    changed[byte] ^= 1 << bit;
+                    // A host's own copy of a key may be any; whether it is the right one, the first
+                    // object that it opens tells. But never two encodings of one holder's keys.
+                    if let Ok(opened) = open(level, &changed) {
+                        assert_eq!(
+                            *opened.encode(),
+                            changed,
+                            "{level}: bit {bit} of byte {byte}"
+                        );
+                        assert_ne!(level, Level::Restore);
+                    }
+                    changed[byte] ^= 1 << bit;
+                }
+            }
+            // A field of a later version, a field twice, and one that the level does not have.
+            for more in [
+                &[0xa0, 6, 1][..],
+                &[8, level.tag()],
+                &[0x32, 1, 0],
+                &[0x3a, 1, 0],
+            ] {
+                assert!(open(level, &[&plain, more].concat()).is_err());
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn sealed_nonsense_is_an_error(plain in vec(any::<u8>(), 0..300)) {
+            prop_assert!(open(Level::Restore, &plain).is_err());
+        }
+    }
 }
