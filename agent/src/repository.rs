@@ -189,13 +189,10 @@ impl Repository {
             (&keys.restore, "restore"),
         ] {
             let body = Body::KeyChanged(keyring::key_made(keys_of, label, None));
-            let bytes = bytes::Bytes::from(record::encode(
-                &body,
-                &head,
-                now,
-                clock::random()?,
-                &keys.restore,
-            ));
+            let bytes = bytes::Bytes::from(
+                record::encode(&body, &head, now, clock::random()?, &keys.restore)
+                    .map_err(refused)?,
+            );
             let number = head.number + 1;
             match store
                 .create(&record::object_key(number), bytes.clone())
@@ -456,6 +453,11 @@ pub(crate) async fn blocking<T: Send + 'static>(
         Ok(done) => done,
         Err(error) => Err(Error::new(Kind::Bug, "a worker thread broke down").caused_by(error)),
     }
+}
+
+/// The format's writer refuses what this program made of sound input.
+pub(crate) fn refused(error: FormatError) -> Error {
+    Error::new(Kind::Bug, "what was to be stored does not fit the format").caused_by(error)
 }
 
 /// A right that the key at hand lacks.

@@ -15,6 +15,7 @@ use super::worker::{Disk, Made, Shared};
 use crate::clock;
 use crate::error::{Error, Kind, Result};
 use crate::repository::index::IndexReader;
+use crate::repository::refused;
 use crate::repository::tree::{LeafContent, OldTree, TreeWriter};
 use std::collections::{HashMap, HashSet};
 use std::sync::mpsc::Receiver;
@@ -139,10 +140,12 @@ impl<F: FnMut() -> Result<PackRandom>> Assembler<'_, F> {
             Some(pack) => pack,
             None => new_data_pack(keys, self.shared.settings.pack_bytes as usize)?,
         };
-        let range = pack.push(
-            payload,
-            items.iter().map(|(chunk, length)| (chunk.0, *length)),
-        );
+        let range = pack
+            .push(
+                payload,
+                items.iter().map(|(chunk, length)| (chunk.0, *length)),
+            )
+            .map_err(refused)?;
         let mut offset_in_frame = 0;
         for (chunk, length) in items {
             self.open.push((
@@ -221,7 +224,7 @@ impl<F: FnMut() -> Result<PackRandom>> Assembler<'_, F> {
         }
         match settled {
             Some(settled) => {
-                let content = draft::content(&settled, self.shared.repository.keys());
+                let content = draft::content(&settled, self.shared.repository.keys())?;
                 self.place(leaf.disk, leaf.index, content)
             }
             None => {

@@ -1,6 +1,8 @@
 //! Leaves on their way from the cutting thread to the tree: some of their chunks may not have a
 //! place yet.
 
+use crate::error::Result;
+use crate::repository::refused;
 use crate::repository::tree::LeafContent;
 use std::ops::Range;
 use tidegate_protocol::ids::ChunkId;
@@ -133,12 +135,12 @@ pub(super) fn settle(
 }
 
 /// A finished leaf as the tree takes it.
-pub(super) fn content(leaf: &Leaf, keys: &Keys) -> LeafContent {
+pub(super) fn content(leaf: &Leaf, keys: &Keys) -> Result<LeafContent> {
     if leaf.is_hole() {
-        return LeafContent::Hole;
+        return Ok(LeafContent::Hole);
     }
-    let (id, bytes) = leaf.encode(keys);
-    LeafContent::New(id, bytes)
+    let (id, bytes) = leaf.encode(keys).map_err(refused)?;
+    Ok(LeafContent::New(id, bytes))
 }
 
 /// True when two leaves say the same, wherever their chunks lie.

@@ -8,7 +8,7 @@ use crate::clock;
 use crate::error::{Error, Kind, Result};
 use crate::progress::Progress;
 use crate::repository::index::{Index, LandedPack};
-use crate::repository::{Repository, blocking};
+use crate::repository::{Repository, blocking, refused};
 use bytes::Bytes;
 use futures::{StreamExt, stream};
 use std::sync::{Arc, PoisonError};
@@ -180,7 +180,8 @@ impl Publisher {
         let packs: Vec<PackId> = segment.packs.iter().map(|(pack, _)| *pack).collect();
         let salt = clock::random()?;
         let repository = Arc::clone(&self.repository);
-        let (id, bytes) = blocking(move || Ok(segment.encode(repository.keys(), salt))).await?;
+        let (id, bytes) =
+            blocking(move || segment.encode(repository.keys(), salt).map_err(refused)).await?;
         let length = bytes.len() as u64;
         let store = self.repository.store();
         store

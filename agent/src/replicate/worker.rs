@@ -179,9 +179,9 @@ impl<'a> Worker<'a> {
                     let old = usize::try_from(number)
                         .ok()
                         .and_then(|number| old.get(number));
-                    (index, self.leaf(extents, old.and_then(Option::as_ref)))
+                    Ok((index, self.leaf(extents, old.and_then(Option::as_ref))?))
                 })
-                .collect()
+                .collect::<Result<_>>()?
         };
         if let Some(place) = self.readers.get_mut(disk) {
             *place = Some(reader);
@@ -331,14 +331,14 @@ impl<'a> Worker<'a> {
         &mut self,
         extents: Vec<super::draft::DraftExtent>,
         old: Option<&(PageRef, Leaf)>,
-    ) -> LeafDraft {
+    ) -> Result<LeafDraft> {
         for extent in &extents {
             if let Part::Known(slice) = extent.part {
                 self.refer_to(slice.location.pack);
             }
         }
         let Some(leaf) = draft::settle(&extents, |_| None) else {
-            return LeafDraft::Waiting(extents);
+            return Ok(LeafDraft::Waiting(extents));
         };
         if let Some((page, old)) = old
             && draft::same_content(&leaf, old)
@@ -353,10 +353,13 @@ impl<'a> Worker<'a> {
                     self.refer_to(slice.location.pack);
                 }
                 self.refer_to(page.location.pack);
-                return LeafDraft::Ready(LeafContent::Same(*page));
+                return Ok(LeafDraft::Ready(LeafContent::Same(*page)));
             }
         }
-        LeafDraft::Ready(draft::content(&leaf, self.shared.repository.keys()))
+        Ok(LeafDraft::Ready(draft::content(
+            &leaf,
+            self.shared.repository.keys(),
+        )?))
     }
 
     fn refer_to(&mut self, pack: PackId) {

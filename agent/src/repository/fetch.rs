@@ -328,7 +328,7 @@ fn open_frame(
     let Some(sealed) = bytes.get(cut(frame.start)..cut(frame.end)) else {
         return damage(format!("frame {frame:?} lies outside what was read"));
     };
-    let raw = match key.open(opener, sealed) {
+    let raw = match key.open(opener, first.location.frame_offset, sealed) {
         Ok(raw) => raw,
         Err(error) => return damage(format!("frame at {}: {error}", frame.start)),
     };

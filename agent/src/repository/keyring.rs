@@ -98,7 +98,7 @@ impl Repository {
             seed: Secret(clock::random()?),
         };
         let bytes =
-            slot::wrap(&keys, id, label, clock::now_unix_ns(), with, &random).map_err(|error| {
+            slot::wrap(&keys, id, label, clock::now_unix_ns(), with, random).map_err(|error| {
                 Error::new(Kind::Config, "the key cannot be wrapped that way").caused_by(error)
             })?;
         match self.store.create(&id.object_key(), bytes.into()).await? {

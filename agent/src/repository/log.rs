@@ -13,8 +13,8 @@
 //! | tree packs | unreferenced packs |
 //! | record «point committed» | the point exists |
 
-use super::Repository;
 use super::catalogue::{RecordToReplay, Replayed};
+use super::{Repository, refused};
 use crate::clock;
 use crate::error::{Error, Kind, Result};
 use crate::store::Created;
@@ -108,13 +108,16 @@ impl Repository {
             }
             let head = self.catalogue.head()?;
             let number = head.number + 1;
-            let bytes = Bytes::from(record::encode(
-                &body,
-                &head,
-                clock::now_unix_ns(),
-                clock::random()?,
-                &self.keys,
-            ));
+            let bytes = Bytes::from(
+                record::encode(
+                    &body,
+                    &head,
+                    clock::now_unix_ns(),
+                    clock::random()?,
+                    &self.keys,
+                )
+                .map_err(refused)?,
+            );
             let key = record::object_key(number);
             let won = match self.store.create(&key, bytes.clone()).await? {
                 Created::New => true,

@@ -127,6 +127,7 @@ impl Repository {
 
     async fn frame_from_folder(&self, location: &Location) -> Result<Frame> {
         let path = self.pages.path(location.pack);
+        let frame_offset = location.frame_offset;
         let range = location.frame_range();
         let known = self.pages.keys.get(&location.pack);
         let read = blocking(move || {
@@ -163,7 +164,7 @@ impl Repository {
             let mut opener = FrameOpener::new()
                 .map_err(|error| Error::io("cannot make a decompressor", error))?;
             let raw = key
-                .open(&mut opener, &frame)
+                .open(&mut opener, frame_offset, &frame)
                 .map_err(|error| Error::new(Kind::Corrupt, error.to_string()))?;
             Ok(Arc::new(raw.to_vec()))
         })

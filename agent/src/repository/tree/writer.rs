@@ -9,6 +9,7 @@
 //! to again: an unchanged disk writes nothing.
 
 use crate::error::{Error, Kind, Result};
+use crate::repository::refused;
 use std::collections::HashMap;
 use std::sync::Arc;
 use tidegate_protocol::frame;
@@ -218,7 +219,7 @@ impl<'a, F: FnMut() -> Result<PackRandom>> TreeWriter<'a, F> {
         };
         frame::encode_payload(&self.frame, &mut self.compressor, &mut self.payload);
         let items = pages.iter().map(|page| (page.id.0, bounded(page.length)));
-        let range = pack.push(&self.payload, items);
+        let range = pack.push(&self.payload, items).map_err(refused)?;
         self.frame.clear();
         let full = pack.len() >= self.pack_bytes;
         let number = self.closed.len();
@@ -328,7 +329,7 @@ impl<'a, F: FnMut() -> Result<PackRandom>> TreeWriter<'a, F> {
                 .map(|child| child.map(|child| self.reference(&child)).transpose())
                 .collect::<Result<_>>()?,
         };
-        let (id, bytes) = page.encode(self.keys);
+        let (id, bytes) = page.encode(self.keys).map_err(refused)?;
         self.page(disk, level, index, id, &bytes, old)
     }
 }
