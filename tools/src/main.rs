@@ -1,2 +1,74 @@
-//! placeholder
-fn main() {}
+//! `tidegate`: the operator's command line.
+//!
+//! Thin: arguments become settings, a command runs against the engine, and what it returns becomes
+//! output and an exit code. What it is not: an engine. Everything that reads, seals, stores or
+//! restores is in `tidegate-agent`.
+//!
+//! | Part | Purpose |
+//! |---|---|
+//! | [`args`] | options as written |
+//! | [`settings`] | configuration file < environment < options → valid settings |
+//! | [`parse`] | what is written inside an option: points, sizes, samples, chunkers, recipients |
+//! | [`context`] | what every command is given: settings, output, the token that says stop |
+//! | [`keys`], [`escrow`] | where the key comes from |
+//! | [`commands`] | one file a command |
+//! | [`output`], [`progress`], [`text`] | results on stdout, all else on stderr |
+//! | [`exit`] | exit codes |
+//! | [`signals`] | Ctrl-C: stop cleanly; twice: at once |
+
+mod args;
+mod commands;
+mod context;
+mod escrow;
+mod exit;
+mod keys;
+mod output;
+mod parse;
+mod progress;
+mod settings;
+mod signals;
+mod text;
+
+use args::Args;
+use clap::Parser;
+use context::Context;
+use output::Output;
+use std::process::ExitCode;
+use tidegate_agent::{Error, Kind, Result};
+use tokio_util::sync::CancellationToken;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let output = Output::new(args.global.json, args.global.quiet);
+    output.start_log(args.global.verbose);
+    match run(args, &output) {
+        Ok(outcome) => outcome.into(),
+        Err(error) => {
+            output.error(&error);
+            ExitCode::from(error.kind().exit_code())
+        }
+    }
+}
+
+fn run(args: Args, output: &Output) -> Result<exit::Outcome> {
+    // The engine has worker threads of its own: what is left for the runtime is waiting.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("tidegate-io")
+        .enable_all()
+        .build()
+        .map_err(|error| Error::io("cannot start the runtime", error))?;
+    let outcome = runtime.block_on(async {
+        let stop = CancellationToken::new();
+        let killed = signals::watch(stop.clone(), output.clone())?;
+        let context = Context::new(output.clone(), stop);
+        tokio::select! {
+            biased;
+            outcome = commands::run(args, context) => outcome,
+            () = killed => Err(Error::new(Kind::Interrupted, "stopped at once, as asked")),
+        }
+    });
+    // Threads that still read or write end with the process.
+    runtime.shutdown_background();
+    outcome
+}

@@ -1,0 +1,458 @@
+//! Options as written on the command line. What they mean together with the environment and the
+//! configuration file is in [`crate::settings`]; help, man pages and completions come from here.
+
+use crate::exit;
+use crate::parse::{self, Spec, VerifyWhat};
+use crate::settings::{COMPRESSION_LEVELS, KeySource};
+use clap::{ArgAction, ArgGroup, Parser, Subcommand, ValueHint};
+use std::path::PathBuf;
+use tidegate_agent::format::Format;
+use tidegate_protocol::descriptor::ChunkerParams;
+use tidegate_protocol::keys::{Level, SealPublicKey};
+
+const ENVIRONMENT: &str = "\
+Environment:
+  TIDEGATE_REPO, TIDEGATE_KEY, TIDEGATE_PASSPHRASE_FILE, TIDEGATE_CACHE_DIR, TIDEGATE_CONFIG
+             like the options of the same names, which outrank them
+  TIDEGATE_LOG
+             what to log on stderr, such as debug or tidegate_agent=trace
+  Credentials of S3, Azure and Google come from the variables and files that those clouds use.
+
+Configuration file: --config, else ~/.config/tidegate/config.toml, else /etc/tidegate/config.toml
+";
+
+/// Backs up VM disk images to object storage, deduplicated and sealed, and restores them.
+#[derive(Debug, Parser)]
+#[command(
+    name = "tidegate",
+    version,
+    propagate_version = true,
+    max_term_width = 100,
+    after_help = format!("{ENVIRONMENT}\n{}", exit::CODES),
+)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Global {
+    /// Read this configuration file and no other
+    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) config: Option<PathBuf>,
+    /// Print the result as one JSON value; errors too
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Show no progress and no notes
+    #[arg(long, short, global = true)]
+    pub(crate) quiet: bool,
+    /// Log more (-vv: still more)
+    #[arg(long, short, global = true, action = ArgAction::Count)]
+    pub(crate) verbose: u8,
+}
+
+/// Where the repository is.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub(crate) struct RepositoryOptions {
+    /// The repository: ./folder, s3://bucket/prefix, az://container/prefix or gs://bucket/prefix
+    #[arg(long, value_name = "PLACE")]
+    pub(crate) repo: Option<String>,
+    /// Where to keep what is known of the repository; may be deleted at any time
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) cache_dir: Option<PathBuf>,
+}
+
+/// Where the key in use comes from.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(group(ArgGroup::new("key source")))]
+pub(crate) struct KeyOptions {
+    /// The key file
+    #[arg(long, value_name = "FILE", group = "key source", value_hint = ValueHint::FilePath)]
+    pub(crate) key: Option<PathBuf>,
+    /// Open a key slot with the passphrase in FILE
+    #[arg(long, value_name = "FILE", group = "key source", value_hint = ValueHint::FilePath)]
+    pub(crate) passphrase_file: Option<PathBuf>,
+    /// Open a key slot with the content of FILE
+    #[arg(long, value_name = "FILE", group = "key source", value_hint = ValueHint::FilePath)]
+    pub(crate) wrapping_file: Option<PathBuf>,
+    /// Open a key slot with the escrow key in FILE
+    #[arg(long, value_name = "FILE", group = "key source", value_hint = ValueHint::FilePath)]
+    pub(crate) escrow_key: Option<PathBuf>,
+    /// Open this slot only: digits of its id
+    #[arg(long, value_name = "ID")]
+    pub(crate) slot: Option<String>,
+}
+
+impl KeyOptions {
+    /// The source that was named, if one was.
+    pub(crate) fn source(&self) -> Option<KeySource> {
+        let file =
+            |path: &Option<PathBuf>, source: fn(PathBuf) -> KeySource| path.clone().map(source);
+        file(&self.key, KeySource::File)
+            .or_else(|| file(&self.passphrase_file, KeySource::PassphraseFile))
+            .or_else(|| file(&self.wrapping_file, KeySource::WrappingFile))
+            .or_else(|| file(&self.escrow_key, KeySource::EscrowKey))
+    }
+}
+
+/// Which repository, and with which key.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub(crate) struct Access {
+    #[command(flatten)]
+    pub(crate) repository: RepositoryOptions,
+    #[command(flatten)]
+    pub(crate) key: KeyOptions,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Make a repository and its three key files
+    Init(Init),
+    /// Back up the disk images of a machine
+    Backup(Backup),
+    /// List recovery points
+    Points(Points),
+    /// Show what changed between two points
+    Diff(Diff),
+    /// Restore a point's disks
+    Restore(Restore),
+    /// Check that what is stored can be restored
+    Verify(Verify),
+    /// Manage keys
+    #[command(subcommand)]
+    Key(Key),
+    /// Look at the repository
+    #[command(subcommand)]
+    Repo(Repo),
+    /// Back up a sample disk, restore it and compare: needs nothing but this program
+    Demo(Demo),
+    /// Print a completion script for a shell
+    Completions(Completions),
+    /// Write man pages
+    Man(Man),
+}
+
+/// Make a repository and its three key files.
+///
+/// Tries whether the place keeps its promises, writes host.key, maintenance.key and restore.key into
+/// a folder, and only then makes the repository. Put restore.key away from the hosts: without it
+/// nothing can be restored.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Init {
+    #[command(flatten)]
+    pub(crate) repository: RepositoryOptions,
+    /// Where to write the key files
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) keys: PathBuf,
+    /// How to cut disks into chunks, for good: block-aligned, block-aligned:MIN/AVG/MAX[/EOF] or
+    /// fixed:SIZE
+    #[arg(long, value_name = "CHUNKER", default_value = "block-aligned", value_parser = parse::chunker)]
+    pub(crate) chunker: ChunkerParams,
+}
+
+/// Back up the disk images of a machine, as one recovery point.
+///
+/// Only what the repository does not hold yet is uploaded. An interrupted run loses nothing: the next
+/// one goes on from what has landed. The images must not change while they are read.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Backup {
+    /// Disk images or block devices
+    #[arg(required = true, value_name = "IMAGE", value_hint = ValueHint::FilePath)]
+    pub(crate) images: Vec<PathBuf>,
+    /// The machine they belong to [default: the file name without suffix, where there is one image]
+    #[arg(long, value_name = "NAME", value_parser = parse::name)]
+    pub(crate) machine: Option<String>,
+    /// The images' format: raw, qcow2, vmdk, vhd or vhdx [default: by suffix and content]
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) format: Option<Format>,
+    /// Read and compare, but store nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Threads that chunk, compress and seal
+    #[arg(long, value_name = "N", value_parser = workers())]
+    pub(crate) workers: Option<u16>,
+    /// zstd level
+    #[arg(long, value_name = "LEVEL", allow_negative_numbers = true, value_parser = compression_level())]
+    pub(crate) compression_level: Option<i32>,
+    #[command(flatten)]
+    pub(crate) access: Access,
+}
+
+/// List recovery points, oldest first.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Points {
+    /// Only those of this machine
+    #[arg(long, value_name = "NAME", value_parser = parse::name)]
+    pub(crate) machine: Option<String>,
+    #[command(flatten)]
+    pub(crate) access: Access,
+}
+
+/// Show what changed between two points, by extent and size.
+///
+/// A point is written MACHINE@latest, MACHINE@ID (at least four digits) or MACHINE@TIME.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Diff {
+    /// The earlier point
+    #[arg(value_name = "MACHINE@A")]
+    pub(crate) from: Spec,
+    /// The later point
+    #[arg(value_name = "MACHINE@B")]
+    pub(crate) to: Spec,
+    /// How many of the largest extents to show
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub(crate) largest: usize,
+    #[command(flatten)]
+    pub(crate) access: Access,
+}
+
+/// Restore a point's disks to files or devices.
+///
+/// A point is written MACHINE@latest, MACHINE@ID (at least four digits) or MACHINE@TIME, where TIME
+/// is YYYY-MM-DD, YYYY-MM-DDTHH:MM[:SS] in local time, or RFC 3339; it names the newest point taken by
+/// the end of that day, minute or second.
+///
+/// A new image gets its name when it is complete; until then it is called
+/// NAME.tidegate-partial. If a restore is interrupted, the same command goes on from there.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Restore {
+    /// The point
+    #[arg(value_name = "MACHINE@POINT")]
+    pub(crate) spec: Spec,
+    /// The file or device to write; for several disks, the folder
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath)]
+    pub(crate) to: PathBuf,
+    /// Only this disk
+    #[arg(long, value_name = "NAME")]
+    pub(crate) disk: Option<String>,
+    /// Write this format: raw, qcow2, vmdk, vhd or vhdx [default: by suffix, else raw]
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) format: Option<Format>,
+    /// A variant of the format, such as streamOptimized (vmdk), fixed (vhd)
+    #[arg(long, value_name = "NAME")]
+    pub(crate) subformat: Option<String>,
+    /// Make an existing raw image or device equal to the point: fetch only what differs
+    #[arg(long, conflicts_with = "overwrite")]
+    pub(crate) in_place: bool,
+    /// Replace an existing image, or write onto a device
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+    /// Read back what was written, and compare
+    #[arg(long)]
+    pub(crate) verify: bool,
+    /// Show what would be fetched; write nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Threads that open, check and decompress
+    #[arg(long, value_name = "N", value_parser = workers())]
+    pub(crate) workers: Option<u16>,
+    #[command(flatten)]
+    pub(crate) access: Access,
+}
+
+/// Check that what is stored can be restored.
+///
+/// Reads every object that the points need: structure with any key, disk content with a restore key.
+/// Damage ends with exit code 4 and names the machines, points and disk ranges that it touches.
+#[derive(Debug, clap::Args)]
+#[command(group(ArgGroup::new("what").required(true)))]
+pub(crate) struct Verify {
+    /// One point, or all points of a machine
+    #[arg(value_name = "MACHINE[@POINT]", group = "what")]
+    pub(crate) what: Option<VerifyWhat>,
+    /// All points of all machines
+    #[arg(long, group = "what")]
+    pub(crate) all: bool,
+    /// Check a random share of the disk content only, such as 5%
+    #[arg(long, value_name = "SHARE", value_parser = parse::sample)]
+    pub(crate) sample: Option<f64>,
+    /// Draw the sample by this number, to repeat one [default: random]
+    #[arg(long, value_name = "N", requires = "sample")]
+    pub(crate) seed: Option<u64>,
+    /// Threads that open, check and decompress
+    #[arg(long, value_name = "N", value_parser = workers())]
+    pub(crate) workers: Option<u16>,
+    #[command(flatten)]
+    pub(crate) access: Access,
+}
+
+/// Manage keys.
+///
+/// Levels: a host key backs up and lists, and cannot read disk content; a maintenance key keeps the
+/// repository in order; a restore key can do everything.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Key {
+    /// Issue another key, as a file or wrapped in a slot of the repository
+    Add(KeyAdd),
+    /// List keys and slots
+    List(KeyList),
+    /// Revoke a key, or delete a slot
+    Remove(KeyRemove),
+    /// Write the key in use into a key file
+    Export(KeyExport),
+    /// Make an escrow key: the file for a safe, its public half for `key add --recipient`
+    Recipient(KeyRecipient),
+}
+
+/// Issue another key, as a file or wrapped in a slot of the repository. Needs a restore key.
+///
+/// Here --passphrase-file and --wrapping-file are those of the new slot. The key in use comes from
+/// --key, from TIDEGATE_KEY or TIDEGATE_PASSPHRASE_FILE, or from the configuration file.
+#[derive(Debug, clap::Args)]
+#[command(group(ArgGroup::new("wrapping").required(true)))]
+pub(crate) struct KeyAdd {
+    /// What the key may do: host, maintenance or restore
+    #[arg(long)]
+    pub(crate) level: Level,
+    /// Write a key file
+    #[arg(long, value_name = "FILE", group = "wrapping", value_hint = ValueHint::FilePath)]
+    pub(crate) out: Option<PathBuf>,
+    /// Wrap it in a slot for the passphrase in FILE
+    #[arg(long, value_name = "FILE", group = "wrapping", value_hint = ValueHint::FilePath)]
+    pub(crate) passphrase_file: Option<PathBuf>,
+    /// Wrap it in a slot for a passphrase asked for on the terminal
+    #[arg(long, group = "wrapping")]
+    pub(crate) prompt: bool,
+    /// Wrap it in a slot for whoever holds this escrow key
+    #[arg(long, value_name = "PUBLIC", group = "wrapping", value_parser = parse::recipient)]
+    pub(crate) recipient: Option<SealPublicKey>,
+    /// Wrap it in a slot for the content of FILE: at least 32 random bytes
+    #[arg(long, value_name = "FILE", group = "wrapping", value_hint = ValueHint::FilePath)]
+    pub(crate) wrapping_file: Option<PathBuf>,
+    /// What to call it
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub(crate) label: String,
+    #[command(flatten)]
+    pub(crate) repository: RepositoryOptions,
+    /// The key file in use
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) key: Option<PathBuf>,
+}
+
+/// List keys and slots.
+#[derive(Debug, clap::Args)]
+pub(crate) struct KeyList {
+    #[command(flatten)]
+    pub(crate) access: Access,
+}
+
+/// Revoke a key, or delete a slot.
+///
+/// What a revoked key appends to the log from then on is void. It still opens what it could open
+/// before: whoever held it may have kept a copy of the secrets inside.
+#[derive(Debug, clap::Args)]
+pub(crate) struct KeyRemove {
+    /// Digits of the key's or slot's id, or its label
+    #[arg(value_name = "KEY")]
+    pub(crate) which: String,
+    #[command(flatten)]
+    pub(crate) access: Access,
+}
+
+/// Write the key in use into a key file: to get one back from a slot, or to issue a lower level.
+#[derive(Debug, clap::Args)]
+pub(crate) struct KeyExport {
+    /// The file to write; it must not exist
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) out: PathBuf,
+    /// Issue a new key of this level instead of writing the one in use
+    #[arg(long)]
+    pub(crate) level: Option<Level>,
+    #[command(flatten)]
+    pub(crate) access: Access,
+}
+
+/// Make an escrow key: the file for a safe, its public half for `key add --recipient`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct KeyRecipient {
+    /// The file to write; it must not exist
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) out: PathBuf,
+}
+
+/// Look at the repository.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Repo {
+    /// What it is, and what is known of it
+    Info(RepoCommand),
+    /// What it holds: lists every object
+    Stats(RepoCommand),
+    /// Throw away the local cache and build it again from the store
+    RebuildCache(RepoCommand),
+}
+
+/// Options of the commands that look at the repository.
+#[derive(Debug, clap::Args)]
+pub(crate) struct RepoCommand {
+    #[command(flatten)]
+    pub(crate) access: Access,
+}
+
+/// Back up a disk, restore it and compare, in a folder that is deleted afterwards.
+///
+/// Without an image it makes a sparse sample of 256 MiB, and also shows what a second backup costs
+/// after a small change.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Demo {
+    /// A disk image of your own; it is only read
+    #[arg(value_name = "IMAGE", value_hint = ValueHint::FilePath)]
+    pub(crate) image: Option<PathBuf>,
+    /// Work in this folder and keep it
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) dir: Option<PathBuf>,
+}
+
+/// Print a completion script for a shell.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Completions {
+    /// The shell
+    #[arg(value_name = "SHELL")]
+    pub(crate) shell: clap_complete::Shell,
+}
+
+/// Write the man pages of all commands.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Man {
+    /// Where to; made if it is not there
+    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) dir: PathBuf,
+}
+
+fn workers() -> clap::builder::RangedI64ValueParser<u16> {
+    clap::value_parser!(u16).range(1..=256)
+}
+
+fn compression_level() -> clap::builder::RangedI64ValueParser<i32> {
+    clap::value_parser!(i32)
+        .range(i64::from(*COMPRESSION_LEVELS.start())..=i64::from(*COMPRESSION_LEVELS.end()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definitions_hold_together() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn no_option_takes_a_secret() {
+        fn visit(command: &clap::Command) {
+            for option in command.get_arguments() {
+                let name = option.get_long().unwrap_or_default();
+                assert!(
+                    !["passphrase", "password", "secret"].contains(&name),
+                    "--{name} of {} would take a secret from the command line",
+                    command.get_name()
+                );
+            }
+            command.get_subcommands().for_each(visit);
+        }
+        visit(&Args::command());
+    }
+}

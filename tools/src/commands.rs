@@ -1,0 +1,35 @@
+//! The commands, one file each: arguments in, [`Outcome`] out.
+
+mod backup;
+mod demo;
+mod diff;
+mod init;
+mod key;
+mod points;
+mod repo;
+mod restore;
+mod shell;
+mod verify;
+
+use crate::args::{Args, Command};
+use crate::context::Context;
+use crate::exit::Outcome;
+use tidegate_agent::Result;
+
+/// Runs the command that `args` names.
+pub(crate) async fn run(args: Args, context: Context) -> Result<Outcome> {
+    let global = &args.global;
+    match args.command {
+        Command::Init(args) => init::run(global, args, &context).await,
+        Command::Backup(args) => backup::run(global, args, &context).await,
+        Command::Points(args) => points::run(global, args, &context).await,
+        Command::Diff(args) => diff::run(global, args, &context).await,
+        Command::Restore(args) => restore::run(global, args, &context).await,
+        Command::Verify(args) => verify::run(global, args, &context).await,
+        Command::Key(args) => key::run(global, args, &context).await,
+        Command::Repo(args) => repo::run(global, args, &context).await,
+        Command::Demo(args) => demo::run(args, &context).await,
+        Command::Completions(args) => shell::completions(&args, &context),
+        Command::Man(args) => shell::man(&args, &context),
+    }
+}

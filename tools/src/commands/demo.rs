@@ -1,0 +1,232 @@
+//! `tidegate demo`: the main job from end to end, with nothing but this program.
+//!
+//! Makes a repository in a folder of its own, backs an image up twice, restores it and compares the
+//! two byte for byte. It runs the very code that the other commands run.
+
+mod sample;
+
+use crate::args::Demo;
+use crate::commands::{backup, init};
+use crate::context::{Context, blocking};
+use crate::exit::Outcome;
+use crate::parse;
+use crate::progress::{self, Job};
+use crate::settings::make_private_folder;
+use crate::text;
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tidegate_agent::progress::Progress;
+use tidegate_agent::recover::{self, RestoreMode, RestoreSettings, RestoreSummary};
+use tidegate_agent::replicate::{self, BackupRequest, BackupSettings, BackupSummary};
+use tidegate_agent::repository::{Repository, Selector, read_key_file};
+use tidegate_agent::store::{Store, StoreSettings};
+use tidegate_agent::{Error, Kind, Result, target};
+
+pub(super) async fn run(args: Demo, context: &Context) -> Result<Outcome> {
+    let folder = Folder::make(args.dir)?;
+    let demo = Run {
+        context,
+        folder: folder.path.clone(),
+        machine: match &args.image {
+            Some(path) => parse::name_from_path(path).unwrap_or_else(|| "demo".to_owned()),
+            None => "demo".to_owned(),
+        },
+        image: args
+            .image
+            .clone()
+            .unwrap_or_else(|| folder.path.join("sample.raw")),
+        is_sample: args.image.is_none(),
+    };
+    demo.run().await
+}
+
+/// The demo's folder; one of its own making is removed at the end.
+struct Folder {
+    path: PathBuf,
+    temporary: bool,
+}
+
+impl Folder {
+    fn make(dir: Option<PathBuf>) -> Result<Self> {
+        match dir {
+            Some(path) => {
+                make_private_folder(&path)?;
+                Ok(Self {
+                    path,
+                    temporary: false,
+                })
+            }
+            None => {
+                let name = format!("tidegate-demo-{}", std::process::id());
+                let path = std::env::temp_dir().join(name);
+                if !make_private_folder(&path)? {
+                    return Err(
+                        Error::new(Kind::Conflict, format!("{} exists", path.display()))
+                            .advise("delete it, or name a folder with --dir"),
+                    );
+                }
+                Ok(Self {
+                    path,
+                    temporary: true,
+                })
+            }
+        }
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if self.temporary {
+            // What cannot be removed is in the folder for temporary files.
+            let _ = std::fs::remove_dir_all(&self.path);
+        }
+    }
+}
+
+struct Run<'a> {
+    context: &'a Context,
+    folder: PathBuf,
+    machine: String,
+    image: PathBuf,
+    is_sample: bool,
+}
+
+impl Run<'_> {
+    async fn run(&self) -> Result<Outcome> {
+        if self.is_sample {
+            let path = self.image.clone();
+            blocking(move || sample::make(&path)).await?;
+            self.tell(&format!(
+                "made a sample disk: {} of {}, the rest holes\n",
+                text::size(sample::DATA_BYTES),
+                text::size(sample::DISK_BYTES)
+            ))?;
+        }
+        let repository = self.make_repository().await?;
+
+        self.tell("\nfirst backup\n")?;
+        let first = self.back_up(&repository).await?;
+        if self.is_sample {
+            let path = self.image.clone();
+            blocking(move || sample::change(&path)).await?;
+            self.tell(&format!(
+                "\nsecond backup, after {} were changed\n",
+                text::size(sample::CHANGED_BYTES)
+            ))?;
+        } else {
+            self.tell("\nsecond backup, of the same image\n")?;
+        }
+        let second = self.back_up(&repository).await?;
+
+        self.tell("\nrestore\n")?;
+        let restored = self.folder.join("restored.raw");
+        let summary = self.restore(&repository, &restored).await?;
+        self.tell(&format!(
+            "  {} of data, fetched {}, in {}, {}\n",
+            text::size(summary.data_bytes),
+            text::size(summary.fetched_bytes),
+            text::seconds(summary.seconds),
+            text::rate(summary.data_bytes, summary.seconds)
+        ))?;
+
+        let (image, copy) = (self.image.clone(), restored.clone());
+        let equal = blocking(move || sample::equal(&image, &copy)).await?;
+        let value = json!({
+            "equal": equal,
+            "image": self.image,
+            "first": first,
+            "second": second,
+            "restore": summary,
+        });
+        self.context.output.result(&value, || {
+            if equal {
+                "\nthe restored disk equals the image, byte for byte\n".to_owned()
+            } else {
+                "\nthe restored disk DIFFERS from the image\n".to_owned()
+            }
+        })?;
+        Ok(if equal {
+            Outcome::Done
+        } else {
+            Outcome::Damaged
+        })
+    }
+
+    async fn make_repository(&self) -> Result<Arc<Repository>> {
+        let place = self.folder.join("repository");
+        let store = Store::open(text_of(&place)?, &StoreSettings::default())?;
+        let files = init::KeyFiles::in_folder(&self.folder.join("keys"));
+        init::make(&store, parse::CHUNKER_DEFAULT, &files).await?;
+        self.tell(&format!("made a repository in {}\n", place.display()))?;
+        let restore_key = files.restore.clone();
+        let keys = blocking(move || read_key_file(&restore_key)).await?;
+        let cache = self.folder.join("cache");
+        make_private_folder(&cache)?;
+        Ok(Arc::new(Repository::open(store, keys, &cache).await?))
+    }
+
+    async fn back_up(&self, repository: &Arc<Repository>) -> Result<BackupSummary> {
+        let request = BackupRequest {
+            machine: self.machine.clone(),
+            disks: backup::open_disks(std::slice::from_ref(&self.image), None).await?,
+            host: backup::host_name(),
+            dry_run: false,
+            settings: BackupSettings::default(),
+        };
+        let counters = Arc::new(Progress::default());
+        let shown = progress::show(&self.context.output, Job::Backup, &self.machine, &counters);
+        let stop = self.context.stop.clone();
+        let done = replicate::backup(repository, request, counters, stop).await;
+        drop(shown);
+        let summary = done?;
+        self.tell(&backup::describe(&summary))?;
+        Ok(summary)
+    }
+
+    async fn restore(&self, repository: &Arc<Repository>, to: &Path) -> Result<RestoreSummary> {
+        let point = repository.resolve(&self.machine, &Selector::Latest)?;
+        let Some(disk) = point.disks.first() else {
+            return Err(Error::new(
+                Kind::Bug,
+                "the point that was just made has no disk",
+            ));
+        };
+        let (path, size_bytes) = (to.to_owned(), disk.size_bytes);
+        let target = blocking(move || target::create_file(&path, size_bytes, true)).await?;
+        let counters = Arc::new(Progress::default());
+        let shown = progress::show(&self.context.output, Job::Restore, &self.machine, &counters);
+        let done = recover::restore_disk(
+            repository,
+            disk,
+            Arc::from(target),
+            RestoreMode::New,
+            &RestoreSettings::default(),
+            counters,
+            self.context.stop.clone(),
+        )
+        .await;
+        drop(shown);
+        done
+    }
+
+    /// Says what happens; with `--json` on stderr, since stdout is for the result.
+    fn tell(&self, text: &str) -> Result<()> {
+        if self.context.output.is_json() {
+            self.context.output.note(text.trim_end());
+            Ok(())
+        } else {
+            self.context.output.stdout(text)
+        }
+    }
+}
+
+fn text_of(path: &Path) -> Result<&str> {
+    path.to_str().ok_or_else(|| {
+        Error::new(
+            Kind::Config,
+            format!("{} is not valid UTF-8", path.display()),
+        )
+        .advise("name another folder with --dir")
+    })
+}

@@ -1,0 +1,161 @@
+//! `tidegate init`: a repository and its three key files.
+//!
+//! The invariant: no repository without its keys on disk, and no key files left behind by an attempt
+//! of which it is known that it made no repository.
+
+use crate::args::{Global, Init, KeyOptions};
+use crate::context::Context;
+use crate::exit::Outcome;
+use crate::settings::{Settings, make_private_folder};
+use serde_json::json;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use tidegate_agent::repository::{NewKeys, Repository, write_key_file};
+use tidegate_agent::store::Store;
+use tidegate_agent::{Error, Kind, Result};
+use tidegate_protocol::RepositoryId;
+use tidegate_protocol::descriptor::ChunkerParams;
+
+pub(super) async fn run(global: &Global, args: Init, context: &Context) -> Result<Outcome> {
+    let settings = Settings::load(global, &args.repository, &KeyOptions::default())?;
+    let store = context.store(&settings)?;
+    let files = KeyFiles::in_folder(&args.keys);
+    let repository = make(&store, args.chunker, &files).await?;
+    let value = json!({
+        "repository": repository.to_string(),
+        "location": store.label(),
+        "host_key": files.host,
+        "maintenance_key": files.maintenance,
+        "restore_key": files.restore,
+    });
+    context.output.result(&value, || {
+        format!(
+            "made repository {} in {}\n\
+             \n  {}  for the hosts that back up; cannot read disk content\
+             \n  {}  for housekeeping; cannot read disk content\
+             \n  {}  for restores; keep a copy where no host can reach it:\
+             \n  without it, and without a slot made by `tidegate key add`, nothing can be restored\n",
+            repository.short(),
+            store.label(),
+            files.host.display(),
+            files.maintenance.display(),
+            files.restore.display(),
+        )
+    })?;
+    Ok(Outcome::Done)
+}
+
+/// Where the three key files of a repository stand.
+pub(super) struct KeyFiles {
+    folder: PathBuf,
+    pub(super) host: PathBuf,
+    pub(super) maintenance: PathBuf,
+    pub(super) restore: PathBuf,
+}
+
+impl KeyFiles {
+    pub(super) fn in_folder(folder: &Path) -> Self {
+        Self {
+            folder: folder.to_owned(),
+            host: folder.join("host.key"),
+            maintenance: folder.join("maintenance.key"),
+            restore: folder.join("restore.key"),
+        }
+    }
+
+    fn all(&self) -> [&Path; 3] {
+        [&self.host, &self.maintenance, &self.restore]
+    }
+}
+
+/// Makes a repository; its keys are durable before it exists.
+pub(super) async fn make(
+    store: &Store,
+    chunker: ChunkerParams,
+    files: &KeyFiles,
+) -> Result<RepositoryId> {
+    for path in files.all() {
+        if path.symlink_metadata().is_ok() {
+            return Err(Error::new(
+                Kind::Conflict,
+                format!(
+                    "{} exists: it may be the only key to a repository",
+                    path.display()
+                ),
+            )
+            .advise("name another folder with --keys"));
+        }
+    }
+    let mut written = Written::default();
+    let made = Repository::init(store, chunker, |keys| written.write(files, keys)).await;
+    match made {
+        Ok(repository) => Ok(repository),
+        // The answer may have been lost after the repository was made: these keys may be the only
+        // ones to it.
+        Err(error) if written.complete && matches!(error.kind(), Kind::Unavailable | Kind::Io) => {
+            let advice = format!(
+                "it is not known whether the repository was made, so the key files in {} were kept: \
+                 run `tidegate repo info` with one of them; if it finds no repository, delete them",
+                files.folder.display()
+            );
+            Err(error.advise(advice))
+        }
+        Err(error) => {
+            written.remove();
+            Err(error)
+        }
+    }
+}
+
+/// What was written so far, to be taken back if no repository comes of it.
+#[derive(Default)]
+struct Written {
+    folder: Option<PathBuf>,
+    files: Vec<PathBuf>,
+    complete: bool,
+}
+
+impl Written {
+    fn write(&mut self, files: &KeyFiles, keys: &NewKeys) -> Result<()> {
+        if make_private_folder(&files.folder)? {
+            self.folder = Some(files.folder.clone());
+        }
+        for (path, keys) in [
+            (&files.host, &keys.host),
+            (&files.maintenance, &keys.maintenance),
+            (&files.restore, &keys.restore),
+        ] {
+            write_key_file(path, keys)?;
+            self.files.push(path.clone());
+        }
+        File::open(&files.folder)
+            .and_then(|folder| folder.sync_all())
+            .map_err(|error| {
+                Error::io(
+                    format!(
+                        "cannot make the key files in {} durable",
+                        files.folder.display()
+                    ),
+                    error,
+                )
+            })?;
+        self.complete = true;
+        Ok(())
+    }
+
+    /// Removes what was written. A file that cannot be removed opens nothing.
+    fn remove(&self) {
+        for path in &self.files {
+            if let Err(error) = std::fs::remove_file(path) {
+                tracing::warn!(
+                    "cannot remove {}, which opens nothing: {error}",
+                    path.display()
+                );
+            }
+        }
+        if let Some(folder) = &self.folder {
+            // Fails where something else was put there meanwhile: then it stays.
+            let _ = std::fs::remove_dir(folder);
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! `tidegate repo`: what the repository is and holds.
+
+use crate::args::{Global, Repo, RepoCommand};
+use crate::context::Context;
+use crate::exit::Outcome;
+use crate::settings::{Settings, make_private_folder};
+use crate::{keys, text};
+use tidegate_agent::Result;
+use tidegate_agent::repository::{Repository, RepositoryInfo, RepositoryStats};
+
+pub(super) async fn run(global: &Global, args: Repo, context: &Context) -> Result<Outcome> {
+    let load =
+        |args: &RepoCommand| Settings::load(global, &args.access.repository, &args.access.key);
+    match args {
+        Repo::Info(args) => {
+            let repository = context.open(&load(&args)?).await?;
+            let info = repository.info()?;
+            context.output.result(&info, || describe_info(&info))?;
+        }
+        Repo::Stats(args) => {
+            let repository = context.open(&load(&args)?).await?;
+            let stats = context.or_stop(repository.stats()).await?;
+            context.output.result(&stats, || describe_stats(&stats))?;
+        }
+        Repo::RebuildCache(args) => {
+            let settings = load(&args)?;
+            let store = context.store(&settings)?;
+            let keys = context.or_stop(keys::load(&store, &settings)).await?;
+            make_private_folder(&settings.cache_dir)?;
+            let (_, info) = context
+                .or_stop(Repository::rebuild_cache(store, keys, &settings.cache_dir))
+                .await?;
+            context.output.result(&info, || {
+                format!("the cache was built again\n\n{}", describe_info(&info))
+            })?;
+        }
+    }
+    Ok(Outcome::Done)
+}
+
+fn describe_info(info: &RepositoryInfo) -> String {
+    text::list([
+        ("repository", info.repository.to_string()),
+        ("location", info.location.clone()),
+        ("format version", info.format_version.to_string()),
+        ("made", text::local_time(info.created_unix_ns)),
+        ("chunker", format!("{:?}", info.chunker)),
+        (
+            "key in use",
+            format!("{} ({})", info.key.short(), info.key_level),
+        ),
+        ("log records", info.head.to_string()),
+        ("machines", info.machines.to_string()),
+        ("points", info.points.to_string()),
+        ("index segments", info.segments.to_string()),
+        ("chunks", info.chunks.to_string()),
+    ])
+}
+
+fn describe_stats(stats: &RepositoryStats) -> String {
+    let of = |count: u64, bytes: u64| format!("{count}, {}", text::size(bytes));
+    text::list([
+        (
+            "points",
+            format!(
+                "{} of {}",
+                stats.points,
+                text::count(stats.machines, "machine")
+            ),
+        ),
+        ("their disks", text::size(stats.virtual_bytes)),
+        ("unique chunks", of(stats.chunks, stats.chunk_bytes)),
+        ("packs", of(stats.packs, stats.pack_bytes)),
+        ("index segments", of(stats.segments, stats.segment_bytes)),
+        ("log records", of(stats.records, stats.log_bytes)),
+        ("checkpoints", stats.checkpoints.to_string()),
+    ])
+}

@@ -1,0 +1,343 @@
+//! `tidegate restore`: a point's disks onto files and devices.
+//!
+//! The rule of safety: nothing that exists is written to unless the operator said so, by `--in-place`
+//! (make it equal) or `--overwrite` (replace it). All destinations are judged before the first byte
+//! is written to any of them.
+
+mod destination;
+mod readback;
+
+use crate::args::{Global, Restore};
+use crate::context::{Context, blocking};
+use crate::exit::Outcome;
+use crate::progress::{self, Job};
+use crate::settings::Settings;
+use crate::text;
+use destination::{Destination, Wish};
+use serde::Serialize;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+use tidegate_agent::format::Format;
+use tidegate_agent::progress::Progress;
+use tidegate_agent::recover::{self, RestoreMode, RestorePlan, RestoreSettings, RestoreSummary};
+use tidegate_agent::repository::{Point, PointDisk, Repository};
+use tidegate_agent::target::{self, Target};
+use tidegate_agent::{Error, Kind, Result};
+
+#[derive(Serialize)]
+struct Answer {
+    machine: String,
+    point: String,
+    dry_run: bool,
+    disks: Vec<DiskAnswer>,
+}
+
+#[derive(Serialize)]
+struct DiskAnswer {
+    path: PathBuf,
+    format: &'static str,
+    /// Read back and found equal; `false` where that was not asked for.
+    verified: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    plan: Option<RestorePlan>,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    summary: Option<RestoreSummary>,
+    #[serde(skip)]
+    disk: PointDisk,
+}
+
+pub(super) async fn run(global: &Global, args: Restore, context: &Context) -> Result<Outcome> {
+    let settings = Settings::load(global, &args.access.repository, &args.access.key)?;
+    let repository = context.open(&settings).await?;
+    let point = repository.resolve(&args.spec.machine, &args.spec.selector)?;
+    let disks = chosen(&point, args.disk.as_deref())?;
+    let wish = Wish {
+        format: args.format,
+        subformat: args.subformat.clone(),
+        in_place: args.in_place,
+        overwrite: args.overwrite,
+        one: disks.len() == 1,
+    };
+    let to = args.to.clone();
+    let names = disks.iter().map(|disk| disk.name.clone()).collect();
+    let destinations = blocking(move || destination::choose(&to, names, &wish)).await?;
+
+    let mut answers = Vec::new();
+    for (disk, destination) in disks.iter().zip(destinations) {
+        let mut answer = DiskAnswer {
+            path: destination.path().to_owned(),
+            format: destination.format().as_str(),
+            verified: false,
+            plan: None,
+            summary: None,
+            disk: (*disk).clone(),
+        };
+        if args.dry_run {
+            let plan = recover::restore_plan(&repository, disk);
+            answer.plan = Some(context.or_stop(plan).await?);
+        } else {
+            let work = Work {
+                repository: &repository,
+                context,
+                verify: args.verify,
+                settings: engine_settings(&settings, &args),
+            };
+            answer.summary = Some(work.restore(disk, &destination).await?);
+            answer.verified = args.verify;
+        }
+        answers.push(answer);
+    }
+    let answer = Answer {
+        machine: point.machine.clone(),
+        point: point.id.to_string(),
+        dry_run: args.dry_run,
+        disks: answers,
+    };
+    context
+        .output
+        .result(&answer, || describe(&point, &answer))?;
+    Ok(Outcome::Done)
+}
+
+/// The disks that were asked for.
+fn chosen<'a>(point: &'a Point, name: Option<&str>) -> Result<Vec<&'a PointDisk>> {
+    let Some(name) = name else {
+        return Ok(point.disks.iter().collect());
+    };
+    let found = point.disks.iter().find(|disk| disk.name == name);
+    found.map(|disk| vec![disk]).ok_or_else(|| {
+        let there: Vec<_> = point.disks.iter().map(|disk| disk.name.as_str()).collect();
+        Error::new(
+            Kind::Missing,
+            format!(
+                "{}@{} has no disk {name:?}: it has {}",
+                point.machine,
+                point.id.short(),
+                there.join(", ")
+            ),
+        )
+    })
+}
+
+fn engine_settings(settings: &Settings, args: &Restore) -> RestoreSettings {
+    let mut how = RestoreSettings {
+        verify: args.verify,
+        ..RestoreSettings::default()
+    };
+    if let Some(workers) = args.workers.map(usize::from).or(settings.workers) {
+        how.workers = workers;
+    }
+    if let Some(fetches) = settings.fetches_in_flight {
+        how.fetches_in_flight = fetches;
+    }
+    how
+}
+
+/// Brings back one disk.
+struct Work<'a> {
+    repository: &'a Arc<Repository>,
+    context: &'a Context,
+    verify: bool,
+    settings: RestoreSettings,
+}
+
+impl Work<'_> {
+    async fn restore(&self, disk: &PointDisk, destination: &Destination) -> Result<RestoreSummary> {
+        let counters = Arc::new(Progress::default());
+        let shown = progress::show(&self.context.output, Job::Restore, &disk.name, &counters);
+        let done = match destination {
+            Destination::New { path, overwrite } => {
+                let (path, overwrite, size_bytes) = (path.clone(), *overwrite, disk.size_bytes);
+                let (target, mode) =
+                    blocking(move || new_target(&path, size_bytes, overwrite)).await?;
+                self.write(disk, target, mode, counters).await
+            }
+            Destination::InPlace { path } => {
+                let (path, size_bytes) = (path.clone(), disk.size_bytes);
+                let target = blocking(move || target::open_in_place(&path, size_bytes)).await?;
+                self.write(disk, target, RestoreMode::InPlace, counters)
+                    .await
+            }
+            Destination::Convert {
+                path,
+                format,
+                subformat,
+                overwrite,
+            } => {
+                let how = Conversion {
+                    path: path.clone(),
+                    format: *format,
+                    subformat: subformat.clone(),
+                    overwrite: *overwrite,
+                };
+                self.convert(disk, how, counters).await
+            }
+        };
+        drop(shown);
+        done.map_err(|error| match (error.kind(), destination) {
+            (Kind::Interrupted, Destination::Convert { .. }) => {
+                error.advise("run the same command again; a converted image starts anew")
+            }
+            (Kind::Interrupted, _) => {
+                error.advise("what was written is kept: the same command goes on from there")
+            }
+            _ => error,
+        })
+    }
+
+    async fn write(
+        &self,
+        disk: &PointDisk,
+        target: Box<dyn Target>,
+        mode: RestoreMode,
+        counters: Arc<Progress>,
+    ) -> Result<RestoreSummary> {
+        recover::restore_disk(
+            self.repository,
+            disk,
+            Arc::from(target),
+            mode,
+            &self.settings,
+            counters,
+            self.context.stop.clone(),
+        )
+        .await
+    }
+
+    async fn convert(
+        &self,
+        disk: &PointDisk,
+        how: Conversion,
+        counters: Arc<Progress>,
+    ) -> Result<RestoreSummary> {
+        let started = Instant::now();
+        let before = self.repository.store().requests();
+        let plan = recover::restore_plan(self.repository, disk).await?;
+        let export = recover::export(self.repository, disk);
+        counters.total_bytes.store(disk.size_bytes, Relaxed);
+        let size_bytes = disk.size_bytes;
+        let advance = {
+            let counters = Arc::clone(&counters);
+            move |share: f64| {
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    clippy::cast_sign_loss,
+                    clippy::cast_precision_loss,
+                    reason = "for a person to read"
+                )]
+                let done_bytes = (size_bytes as f64 * share.clamp(0.0, 1.0)) as u64;
+                counters.done_bytes.store(done_bytes, Relaxed);
+            }
+        };
+        self.context
+            .or_stop(target::convert(
+                Arc::clone(&export),
+                &how.path,
+                how.format,
+                how.subformat.as_deref(),
+                how.overwrite,
+                advance,
+            ))
+            .await?;
+        if self.verify {
+            self.context
+                .or_stop(readback::compare(export, how.path.clone(), how.format))
+                .await?;
+        }
+        let after = self.repository.store().requests();
+        Ok(RestoreSummary {
+            disk: disk.name.clone(),
+            virtual_bytes: disk.size_bytes,
+            data_bytes: plan.data_bytes,
+            fetched_bytes: after.bytes_down - before.bytes_down,
+            written_bytes: plan.data_bytes,
+            zeroed_bytes: 0,
+            kept_bytes: 0,
+            requests: after.gets - before.gets,
+            seconds: started.elapsed().as_secs_f64(),
+        })
+    }
+}
+
+struct Conversion {
+    path: PathBuf,
+    format: Format,
+    subformat: Option<String>,
+    overwrite: bool,
+}
+
+/// A new image, or the one that an interrupted restore left unfinished.
+fn new_target(
+    path: &std::path::Path,
+    size_bytes: u64,
+    overwrite: bool,
+) -> Result<(Box<dyn Target>, RestoreMode)> {
+    if target::partial_path(path)?.symlink_metadata().is_ok() {
+        // What it holds is compared before it is believed: it may stem from another point.
+        let target = target::resume_partial(path, size_bytes, overwrite)?;
+        return Ok((target, RestoreMode::InPlace));
+    }
+    let target = target::create_file(path, size_bytes, overwrite)?;
+    Ok((target, RestoreMode::New))
+}
+
+fn describe(point: &Point, answer: &Answer) -> String {
+    let mut out = format!(
+        "{}@{}, taken {}\n",
+        point.machine,
+        point.id.short(),
+        text::local_time(point.taken_unix_ns)
+    );
+    for disk in &answer.disks {
+        out.push_str(&disk.describe());
+    }
+    if answer.dry_run {
+        out.push_str("a dry run: nothing was written\n");
+    }
+    out
+}
+
+impl DiskAnswer {
+    fn describe(&self) -> String {
+        let headline = format!(
+            "  {} → {} ({}, {})\n",
+            self.disk.name,
+            self.path.display(),
+            self.format,
+            text::size(self.disk.size_bytes),
+        );
+        if let Some(plan) = &self.plan {
+            return format!(
+                "{headline}\x20   {} of data, stored as {} in {}; {}\n",
+                text::size(plan.data_bytes),
+                text::size(plan.stored_bytes),
+                text::count(plan.packs, "pack"),
+                text::count(plan.requests, "request"),
+            );
+        }
+        let Some(summary) = &self.summary else {
+            return headline;
+        };
+        let kept = if summary.kept_bytes > 0 {
+            format!(", kept {}", text::size(summary.kept_bytes))
+        } else {
+            String::new()
+        };
+        let verified = if self.verified {
+            "; read back, equal"
+        } else {
+            ""
+        };
+        format!(
+            "{headline}\x20   {} of data: fetched {}, wrote {}{kept}; {}, {}, {}{verified}\n",
+            text::size(summary.data_bytes),
+            text::size(summary.fetched_bytes),
+            text::size(summary.written_bytes),
+            text::seconds(summary.seconds),
+            text::rate(summary.data_bytes, summary.seconds),
+            text::count(summary.requests, "request"),
+        )
+    }
+}

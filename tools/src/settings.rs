@@ -1,0 +1,368 @@
+//! Configuration file < environment < options → valid settings.
+//!
+//! What is not: the components that the settings describe. Invariant: a [`Settings`] has been
+//! checked; what is missing in it is missing on purpose and is asked for by name where it is needed.
+
+use crate::args::{Global, KeyOptions, RepositoryOptions};
+use serde::Deserialize;
+use std::io::ErrorKind;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tidegate_agent::store::StoreSettings;
+use tidegate_agent::{Error, Kind, Result};
+
+/// Where the system's configuration stands.
+const SYSTEM_FILE: &str = "/etc/tidegate/config.toml";
+
+/// Most threads that may be asked for: more is a typing error.
+const WORKERS_MAX: usize = 256;
+/// Most requests in flight that may be asked for.
+const IN_FLIGHT_MAX: usize = 256;
+/// Pack sizes in MiB that the engine accepts.
+const PACK_MIB: std::ops::RangeInclusive<u32> = 1..=64;
+/// zstd's levels.
+pub(crate) const COMPRESSION_LEVELS: std::ops::RangeInclusive<i32> = -7..=19;
+
+/// Everything a command needs to know besides its own arguments.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    repo: Option<String>,
+    pub(crate) key: Option<KeySource>,
+    pub(crate) slot: Option<String>,
+    pub(crate) cache_dir: PathBuf,
+    pub(crate) workers: Option<usize>,
+    pub(crate) compression_level: Option<i32>,
+    pub(crate) pack_bytes: Option<u32>,
+    pub(crate) uploads_in_flight: Option<usize>,
+    pub(crate) fetches_in_flight: Option<usize>,
+    pub(crate) store: StoreSettings,
+}
+
+/// Where the key comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum KeySource {
+    /// A key file.
+    File(PathBuf),
+    /// A slot of the repository, opened by the passphrase in this file.
+    PassphraseFile(PathBuf),
+    /// A slot, opened by the content of this file.
+    WrappingFile(PathBuf),
+    /// A slot, opened by the escrow key in this file.
+    EscrowKey(PathBuf),
+}
+
+/// The configuration file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written {
+    repo: Option<String>,
+    key: Option<PathBuf>,
+    passphrase_file: Option<PathBuf>,
+    cache_dir: Option<PathBuf>,
+    workers: Option<usize>,
+    compression_level: Option<i32>,
+    pack_mib: Option<u32>,
+    uploads_in_flight: Option<usize>,
+    fetches_in_flight: Option<usize>,
+    #[serde(default)]
+    store: WrittenStore,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenStore {
+    connect_timeout_seconds: Option<u64>,
+    request_timeout_seconds: Option<u64>,
+    operation_deadline_seconds: Option<u64>,
+}
+
+impl Settings {
+    /// Reads the configuration file and the environment, and lays the options over them.
+    pub(crate) fn load(
+        global: &Global,
+        repository: &RepositoryOptions,
+        key: &KeyOptions,
+    ) -> Result<Self> {
+        let environment = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+        let file = match &global.config {
+            Some(path) => Some(path.clone()),
+            None => environment("TIDEGATE_CONFIG")
+                .map(PathBuf::from)
+                .or_else(default_file),
+        };
+        let (written, folder) = match &file {
+            Some(path) => (
+                read(path)?,
+                path.parent().unwrap_or(Path::new("")).to_owned(),
+            ),
+            None => (Written::default(), PathBuf::new()),
+        };
+        let in_folder = |path: PathBuf| from_folder(&folder, path);
+
+        let repo =
+            match &repository.repo {
+                Some(repo) => Some(repo.clone()),
+                None => match environment("TIDEGATE_REPO") {
+                    Some(repo) => Some(repo.into_string().map_err(|_| {
+                        Error::new(Kind::Config, "TIDEGATE_REPO is not valid UTF-8")
+                    })?),
+                    None => written.repo.map(|repo| repo_from_folder(&folder, repo)),
+                },
+            };
+        let from_environment = || {
+            let file = |name, source: fn(PathBuf) -> KeySource| {
+                environment(name).map(|path| source(path.into()))
+            };
+            file("TIDEGATE_KEY", KeySource::File)
+                .or_else(|| file("TIDEGATE_PASSPHRASE_FILE", KeySource::PassphraseFile))
+        };
+        let from_file = || {
+            let key = written
+                .key
+                .clone()
+                .map(|path| KeySource::File(in_folder(path)));
+            key.or_else(|| {
+                let path = written.passphrase_file.clone()?;
+                Some(KeySource::PassphraseFile(in_folder(path)))
+            })
+        };
+        let store = store_settings(&written.store)?;
+        Ok(Self {
+            repo,
+            key: key.source().or_else(from_environment).or_else(from_file),
+            slot: key.slot.clone(),
+            cache_dir: match &repository.cache_dir {
+                Some(path) => path.clone(),
+                None => match environment("TIDEGATE_CACHE_DIR") {
+                    Some(path) => path.into(),
+                    None => match written.cache_dir {
+                        Some(path) => in_folder(path),
+                        None => default_cache_dir(&environment),
+                    },
+                },
+            },
+            workers: within("workers", written.workers, 1..=WORKERS_MAX)?,
+            compression_level: within(
+                "compression_level",
+                written.compression_level,
+                COMPRESSION_LEVELS,
+            )?,
+            pack_bytes: within("pack_mib", written.pack_mib, PACK_MIB)?.map(|mib| mib << 20),
+            uploads_in_flight: within(
+                "uploads_in_flight",
+                written.uploads_in_flight,
+                1..=IN_FLIGHT_MAX,
+            )?,
+            fetches_in_flight: within(
+                "fetches_in_flight",
+                written.fetches_in_flight,
+                1..=IN_FLIGHT_MAX,
+            )?,
+            store,
+        })
+    }
+
+    /// Where the repository is.
+    pub(crate) fn repo(&self) -> Result<&str> {
+        self.repo.as_deref().ok_or_else(|| {
+            Error::new(Kind::Config, "no repository is named").advise(
+                "give --repo, set TIDEGATE_REPO, or write `repo = \"…\"` into the configuration file",
+            )
+        })
+    }
+}
+
+/// The first configuration file that is there.
+fn default_file() -> Option<PathBuf> {
+    let home = std::env::var_os("XDG_CONFIG_HOME")
+        .filter(|path| !path.is_empty())
+        .map(PathBuf::from)
+        .or_else(|| home().map(|home| home.join(".config")));
+    home.map(|folder| folder.join("tidegate/config.toml"))
+        .into_iter()
+        .chain([PathBuf::from(SYSTEM_FILE)])
+        .find(|path| path.exists())
+}
+
+fn default_cache_dir(environment: &impl Fn(&str) -> Option<std::ffi::OsString>) -> PathBuf {
+    environment("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .or_else(|| home().map(|home| home.join(".cache")))
+        .unwrap_or_else(|| PathBuf::from("/var/cache"))
+        .join("tidegate")
+}
+
+fn home() -> Option<PathBuf> {
+    std::env::var_os("HOME")
+        .filter(|path| !path.is_empty())
+        .map(PathBuf::from)
+}
+
+fn read(path: &Path) -> Result<Written> {
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        Error::io(
+            format!("cannot read the configuration file {}", path.display()),
+            error,
+        )
+    })?;
+    toml::from_str(&text).map_err(|error| {
+        // The whole message of the parser shows the line itself.
+        Error::new(
+            Kind::Config,
+            format!(
+                "the configuration file {} is not valid: {}",
+                path.display(),
+                error.to_string().trim_end()
+            ),
+        )
+        .advise("correct or remove what is marked")
+    })
+}
+
+/// What a path in the configuration file means: `~/` is the home folder, a relative path starts at
+/// the file's own folder, wherever the command runs.
+fn from_folder(folder: &Path, path: PathBuf) -> PathBuf {
+    if let Ok(rest) = path.strip_prefix("~")
+        && let Some(home) = home()
+    {
+        return home.join(rest);
+    }
+    folder.join(path)
+}
+
+fn repo_from_folder(folder: &Path, repo: String) -> String {
+    if repo.contains("://") {
+        return repo;
+    }
+    match from_folder(folder, PathBuf::from(&repo))
+        .into_os_string()
+        .into_string()
+    {
+        Ok(path) => path,
+        Err(_) => repo,
+    }
+}
+
+fn within<T: PartialOrd + std::fmt::Display + Copy>(
+    name: &str,
+    value: Option<T>,
+    range: std::ops::RangeInclusive<T>,
+) -> Result<Option<T>> {
+    match value {
+        Some(value) if !range.contains(&value) => Err(Error::new(
+            Kind::Config,
+            format!(
+                "the configuration says {name} = {value}: expected {} to {}",
+                range.start(),
+                range.end()
+            ),
+        )),
+        value => Ok(value),
+    }
+}
+
+fn store_settings(written: &WrittenStore) -> Result<StoreSettings> {
+    let mut settings = StoreSettings::default();
+    let set = |name, seconds: Option<u64>, to: &mut Duration| -> Result<()> {
+        if let Some(seconds) = within(name, seconds, 1..=86_400)? {
+            *to = Duration::from_secs(seconds);
+        }
+        Ok(())
+    };
+    set(
+        "store.connect_timeout_seconds",
+        written.connect_timeout_seconds,
+        &mut settings.connect_timeout,
+    )?;
+    set(
+        "store.request_timeout_seconds",
+        written.request_timeout_seconds,
+        &mut settings.request_timeout,
+    )?;
+    set(
+        "store.operation_deadline_seconds",
+        written.operation_deadline_seconds,
+        &mut settings.operation_deadline,
+    )?;
+    Ok(settings)
+}
+
+/// Makes a folder, and those above it, that only its owner may enter; one that is there stays as it
+/// is. Says whether it is new.
+pub(crate) fn make_private_folder(path: &Path) -> Result<bool> {
+    let cannot = |error| Error::io(format!("cannot make the folder {}", path.display()), error);
+    if path.is_dir() {
+        return Ok(false);
+    }
+    if let Some(above) = path.parent().filter(|above| !above.as_os_str().is_empty()) {
+        std::fs::create_dir_all(above).map_err(cannot)?;
+    }
+    match std::fs::DirBuilder::new().mode(0o700).create(path) {
+        Ok(()) => Ok(true),
+        // Another process was faster.
+        Err(error) if error.kind() == ErrorKind::AlreadyExists && path.is_dir() => Ok(false),
+        Err(error) => Err(cannot(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn paths_in_the_file_start_at_its_folder() {
+        let folder = Path::new("/etc/tidegate");
+        assert_eq!(
+            from_folder(folder, "restore.key".into()),
+            Path::new("/etc/tidegate/restore.key")
+        );
+        assert_eq!(from_folder(folder, "/x/k".into()), Path::new("/x/k"));
+        assert_eq!(
+            repo_from_folder(folder, "./repo".into()),
+            "/etc/tidegate/./repo"
+        );
+        assert_eq!(repo_from_folder(folder, "s3://b/p".into()), "s3://b/p");
+    }
+
+    #[test]
+    fn figures_out_of_range_are_refused() {
+        assert!(within("workers", Some(0), 1..=WORKERS_MAX).is_err());
+        assert!(within("workers", Some(WORKERS_MAX + 1), 1..=WORKERS_MAX).is_err());
+        assert_eq!(
+            within("workers", Some(4), 1..=WORKERS_MAX).unwrap(),
+            Some(4)
+        );
+        let written = WrittenStore {
+            request_timeout_seconds: Some(0),
+            ..WrittenStore::default()
+        };
+        assert!(store_settings(&written).is_err());
+    }
+
+    #[test]
+    fn every_key_of_the_file_is_read() {
+        let written: Written = toml::from_str(
+            r#"
+            repo = "./repo"
+            key = "restore.key"
+            passphrase_file = "pw"
+            cache_dir = "cache"
+            workers = 2
+            compression_level = 3
+            pack_mib = 32
+            uploads_in_flight = 4
+            fetches_in_flight = 8
+            [store]
+            connect_timeout_seconds = 1
+            request_timeout_seconds = 2
+            operation_deadline_seconds = 3
+            "#,
+        )
+        .unwrap();
+        assert_eq!(written.store.operation_deadline_seconds, Some(3));
+        assert!(toml::from_str::<Written>("repositry = 'x'").is_err());
+        assert!(toml::from_str::<Written>("[store]\nretries = 3").is_err());
+    }
+}
