@@ -168,6 +168,12 @@ pub(crate) struct Backup {
     /// The images' format: raw, qcow2, vmdk, vhd or vhdx [default: by suffix and content]
     #[arg(long, value_name = "FORMAT")]
     pub(crate) format: Option<Format>,
+    /// Let images name backing files and extents below this folder too, besides their own
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) backing_folder: Vec<PathBuf>,
+    /// Do not check first that the images' tables are whole, which reads all of them
+    #[arg(long)]
+    pub(crate) skip_check: bool,
     /// Read and compare, but store nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
@@ -234,6 +240,9 @@ pub(crate) struct Restore {
     /// A variant of the format, such as streamOptimized (vmdk), fixed (vhd)
     #[arg(long, value_name = "NAME")]
     pub(crate) subformat: Option<String>,
+    /// Compress the clusters of a qcow2 image
+    #[arg(long)]
+    pub(crate) compress: bool,
     /// Make an existing raw image or device equal to the point: fetch only what differs
     #[arg(long, conflicts_with = "overwrite")]
     pub(crate) in_place: bool,
@@ -258,13 +267,13 @@ pub(crate) struct Restore {
 /// Reads every object that the points need: structure with any key, disk content with a restore key.
 /// Damage ends with exit code 4 and names the machines, points and disk ranges that it touches.
 #[derive(Debug, clap::Args)]
-#[command(group(ArgGroup::new("what").required(true)))]
+#[command(group(ArgGroup::new("points").required(true)))]
 pub(crate) struct Verify {
     /// One point, or all points of a machine
-    #[arg(value_name = "MACHINE[@POINT]", group = "what")]
+    #[arg(value_name = "MACHINE[@POINT]", group = "points")]
     pub(crate) what: Option<VerifyWhat>,
     /// All points of all machines
-    #[arg(long, group = "what")]
+    #[arg(long, group = "points")]
     pub(crate) all: bool,
     /// Check a random share of the disk content only, such as 5%
     #[arg(long, value_name = "SHARE", value_parser = parse::sample)]

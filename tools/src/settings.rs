@@ -36,6 +36,8 @@ pub(crate) struct Settings {
     pub(crate) pack_bytes: Option<u32>,
     pub(crate) uploads_in_flight: Option<usize>,
     pub(crate) fetches_in_flight: Option<usize>,
+    /// Folders whose files an image may name, besides its own.
+    pub(crate) backing_folders: Vec<PathBuf>,
     pub(crate) store: StoreSettings,
 }
 
@@ -65,6 +67,8 @@ struct Written {
     pack_mib: Option<u32>,
     uploads_in_flight: Option<usize>,
     fetches_in_flight: Option<usize>,
+    #[serde(default)]
+    backing_folders: Vec<PathBuf>,
     #[serde(default)]
     store: WrittenStore,
 }
@@ -159,6 +163,7 @@ impl Settings {
                 written.fetches_in_flight,
                 1..=IN_FLIGHT_MAX,
             )?,
+            backing_folders: written.backing_folders.into_iter().map(in_folder).collect(),
             store,
         })
     }
@@ -354,6 +359,7 @@ mod tests {
             pack_mib = 32
             uploads_in_flight = 4
             fetches_in_flight = 8
+            backing_folders = ["/srv/templates"]
             [store]
             connect_timeout_seconds = 1
             request_timeout_seconds = 2

@@ -8,6 +8,7 @@ use crate::progress::{self, Job};
 use crate::settings::Settings;
 use crate::text;
 use std::collections::HashSet;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tidegate_agent::format::Format;
@@ -15,13 +16,13 @@ use tidegate_agent::progress::Progress;
 use tidegate_agent::replicate::{
     self, BackupRequest, BackupSettings, BackupSummary, DiskToBackUp, Mode,
 };
-use tidegate_agent::source::{Source, open_source};
+use tidegate_agent::source::{OpenSettings, Source, open_source};
 use tidegate_agent::{Error, Kind, Result};
 
 pub(super) async fn run(global: &Global, args: Backup, context: &Context) -> Result<Outcome> {
     let settings = Settings::load(global, &args.access.repository, &args.access.key)?;
-    let machine = machine_name(args.machine, &args.images)?;
-    let disks = open_disks(&args.images, args.format).await?;
+    let machine = machine_name(args.machine.clone(), &args.images)?;
+    let disks = open_disks(&args.images, &how_to_open(&args, &settings)).await?;
     let repository = context.open(&settings).await?;
     let mut how = settings_of(&settings);
     if let Some(workers) = args.workers {
@@ -100,16 +101,15 @@ pub(super) fn settings_of(settings: &Settings) -> BackupSettings {
 /// Opens the images; each disk is named after its file.
 pub(super) async fn open_disks(
     images: &[PathBuf],
-    format: Option<Format>,
+    how: &OpenSettings,
 ) -> Result<Vec<DiskToBackUp>> {
     let names = disk_names(images)?;
     let mut disks = Vec::with_capacity(images.len());
     for (name, path) in names.into_iter().zip(images) {
-        let path = path.clone();
+        let (path, how) = (path.clone(), how.clone());
         let (source, format) = blocking(move || {
-            let source: Arc<dyn Source> = Arc::from(open_source(&path, format)?);
-            let format = format.or_else(|| Format::from_suffix(&path));
-            Ok((source, format.unwrap_or(Format::Raw)))
+            let source: Arc<dyn Source> = Arc::from(open_source(&path, &how)?);
+            Ok((source, format_of(&path, how.format)))
         })
         .await?;
         disks.push(DiskToBackUp {
@@ -119,6 +119,23 @@ pub(super) async fn open_disks(
         });
     }
     Ok(disks)
+}
+
+/// The format that an image was opened as: by [`tidegate_agent::format::choose`], one that opened
+/// without being asked for is what its name says.
+fn format_of(path: &Path, asked: Option<Format>) -> Format {
+    let is_device = std::fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device());
+    let named = (!is_device).then(|| Format::from_suffix(path)).flatten();
+    asked.or(named).unwrap_or(Format::Raw)
+}
+
+fn how_to_open(args: &Backup, settings: &Settings) -> OpenSettings {
+    let folders = args.backing_folder.iter().chain(&settings.backing_folders);
+    OpenSettings {
+        format: args.format,
+        backing_folders: folders.cloned().collect(),
+        skip_check: args.skip_check,
+    }
 }
 
 /// This host's name, for the record.

@@ -16,10 +16,12 @@ use crate::text;
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use tempfile::TempDir;
 use tidegate_agent::progress::Progress;
 use tidegate_agent::recover::{self, RestoreMode, RestoreSettings, RestoreSummary};
 use tidegate_agent::replicate::{self, BackupRequest, BackupSettings, BackupSummary};
 use tidegate_agent::repository::{Repository, Selector, read_key_file};
+use tidegate_agent::source::OpenSettings;
 use tidegate_agent::store::{Store, StoreSettings};
 use tidegate_agent::{Error, Kind, Result, target};
 
@@ -27,7 +29,7 @@ pub(super) async fn run(args: Demo, context: &Context) -> Result<Outcome> {
     let folder = Folder::make(args.dir)?;
     let demo = Run {
         context,
-        folder: folder.path.clone(),
+        folder: folder.path().to_owned(),
         machine: match &args.image {
             Some(path) => parse::name_from_path(path).unwrap_or_else(|| "demo".to_owned()),
             None => "demo".to_owned(),
@@ -35,51 +37,35 @@ pub(super) async fn run(args: Demo, context: &Context) -> Result<Outcome> {
         image: args
             .image
             .clone()
-            .unwrap_or_else(|| folder.path.join("sample.raw")),
+            .unwrap_or_else(|| folder.path().join("sample.raw")),
         is_sample: args.image.is_none(),
     };
     demo.run().await
 }
 
-/// The demo's folder; one of its own making is removed at the end.
-struct Folder {
-    path: PathBuf,
-    temporary: bool,
+/// The demo's folder; one of its own making is removed when it ends.
+enum Folder {
+    Named(PathBuf),
+    Temporary(TempDir),
 }
 
 impl Folder {
     fn make(dir: Option<PathBuf>) -> Result<Self> {
-        match dir {
-            Some(path) => {
-                make_private_folder(&path)?;
-                Ok(Self {
-                    path,
-                    temporary: false,
-                })
-            }
-            None => {
-                let name = format!("tidegate-demo-{}", std::process::id());
-                let path = std::env::temp_dir().join(name);
-                if !make_private_folder(&path)? {
-                    return Err(
-                        Error::new(Kind::Conflict, format!("{} exists", path.display()))
-                            .advise("delete it, or name a folder with --dir"),
-                    );
-                }
-                Ok(Self {
-                    path,
-                    temporary: true,
-                })
-            }
+        if let Some(path) = dir {
+            make_private_folder(&path)?;
+            return Ok(Self::Named(path));
         }
+        tempfile::Builder::new()
+            .prefix("tidegate-demo-")
+            .tempdir()
+            .map(Self::Temporary)
+            .map_err(|error| Error::io("cannot make a temporary folder", error))
     }
-}
 
-impl Drop for Folder {
-    fn drop(&mut self) {
-        if self.temporary {
-            // What cannot be removed is in the folder for temporary files.
-            let _ = std::fs::remove_dir_all(&self.path);
+    fn path(&self) -> &Path {
+        match self {
+            Self::Named(path) => path,
+            Self::Temporary(folder) => folder.path(),
         }
     }
 }
@@ -169,7 +155,8 @@ impl Run<'_> {
     async fn back_up(&self, repository: &Arc<Repository>) -> Result<BackupSummary> {
         let request = BackupRequest {
             machine: self.machine.clone(),
-            disks: backup::open_disks(std::slice::from_ref(&self.image), None).await?,
+            disks: backup::open_disks(std::slice::from_ref(&self.image), &OpenSettings::default())
+                .await?,
             host: backup::host_name(),
             dry_run: false,
             settings: BackupSettings::default(),

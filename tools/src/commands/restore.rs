@@ -15,15 +15,14 @@ use crate::settings::Settings;
 use crate::text;
 use destination::{Destination, Wish};
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
-use tidegate_agent::format::Format;
 use tidegate_agent::progress::Progress;
 use tidegate_agent::recover::{self, RestoreMode, RestorePlan, RestoreSettings, RestoreSummary};
 use tidegate_agent::repository::{Point, PointDisk, Repository};
-use tidegate_agent::target::{self, Target};
+use tidegate_agent::target::{self, ConvertSettings, Target};
 use tidegate_agent::{Error, Kind, Result};
 
 #[derive(Serialize)]
@@ -56,13 +55,32 @@ pub(super) async fn run(global: &Global, args: Restore, context: &Context) -> Re
     let wish = Wish {
         format: args.format,
         subformat: args.subformat.clone(),
+        compress: args.compress,
         in_place: args.in_place,
         overwrite: args.overwrite,
-        one: disks.len() == 1,
     };
     let to = args.to.clone();
-    let names = disks.iter().map(|disk| disk.name.clone()).collect();
-    let destinations = blocking(move || destination::choose(&to, names, &wish)).await?;
+    let wanted: Vec<_> = disks
+        .iter()
+        .map(|disk| destination::Disk {
+            name: disk.name.clone(),
+            size_bytes: disk.size_bytes,
+        })
+        .collect();
+    let dry_run = args.dry_run;
+    let destinations = blocking(move || {
+        let chosen = destination::choose(&to, &wanted, &wish)?;
+        if let Some(folder) = chosen.new_folder.filter(|_| !dry_run) {
+            std::fs::create_dir_all(&folder).map_err(|error| {
+                Error::io(
+                    format!("cannot make the folder {}", folder.display()),
+                    error,
+                )
+            })?;
+        }
+        Ok(chosen.destinations)
+    })
+    .await?;
 
     let mut answers = Vec::new();
     for (disk, destination) in disks.iter().zip(destinations) {
@@ -160,20 +178,7 @@ impl Work<'_> {
                 self.write(disk, target, RestoreMode::InPlace, counters)
                     .await
             }
-            Destination::Convert {
-                path,
-                format,
-                subformat,
-                overwrite,
-            } => {
-                let how = Conversion {
-                    path: path.clone(),
-                    format: *format,
-                    subformat: subformat.clone(),
-                    overwrite: *overwrite,
-                };
-                self.convert(disk, how, counters).await
-            }
+            Destination::Convert { path, how } => self.convert(disk, path, how, counters).await,
         };
         drop(shown);
         done.map_err(|error| match (error.kind(), destination) {
@@ -209,7 +214,8 @@ impl Work<'_> {
     async fn convert(
         &self,
         disk: &PointDisk,
-        how: Conversion,
+        path: &Path,
+        how: &ConvertSettings,
         counters: Arc<Progress>,
     ) -> Result<RestoreSummary> {
         let started = Instant::now();
@@ -232,18 +238,11 @@ impl Work<'_> {
             }
         };
         self.context
-            .or_stop(target::convert(
-                Arc::clone(&export),
-                &how.path,
-                how.format,
-                how.subformat.as_deref(),
-                how.overwrite,
-                advance,
-            ))
+            .or_stop(target::convert(Arc::clone(&export), path, how, advance))
             .await?;
         if self.verify {
             self.context
-                .or_stop(readback::compare(export, how.path.clone(), how.format))
+                .or_stop(readback::compare(export, path.to_owned(), how.format))
                 .await?;
         }
         let after = self.repository.store().requests();
@@ -261,16 +260,9 @@ impl Work<'_> {
     }
 }
 
-struct Conversion {
-    path: PathBuf,
-    format: Format,
-    subformat: Option<String>,
-    overwrite: bool,
-}
-
 /// A new image, or the one that an interrupted restore left unfinished.
 fn new_target(
-    path: &std::path::Path,
+    path: &Path,
     size_bytes: u64,
     overwrite: bool,
 ) -> Result<(Box<dyn Target>, RestoreMode)> {

@@ -3,7 +3,7 @@
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use tidegate_agent::source::{SourceReader, open_source};
+use tidegate_agent::source::{OpenSettings, SourceReader, open_source};
 use tidegate_agent::{Error, Result};
 
 /// Size of the sample disk.
@@ -62,7 +62,8 @@ pub(super) fn change(path: &Path) -> Result<()> {
 
 /// Whether two images hold the same disk.
 pub(super) fn equal(a: &Path, b: &Path) -> Result<bool> {
-    let (a, b) = (open_source(a, None)?, open_source(b, None)?);
+    let how = OpenSettings::default();
+    let (a, b) = (open_source(a, &how)?, open_source(b, &how)?);
     if a.size_bytes() != b.size_bytes() {
         return Ok(false);
     }

@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use tidegate_agent::format::Format;
+use tidegate_agent::target::ConvertSettings;
 use tidegate_agent::{Error, Kind, Result};
 
 /// What the operator asked for.
@@ -12,26 +13,20 @@ use tidegate_agent::{Error, Kind, Result};
 pub(super) struct Wish {
     pub(super) format: Option<Format>,
     pub(super) subformat: Option<String>,
+    pub(super) compress: bool,
     pub(super) in_place: bool,
     pub(super) overwrite: bool,
-    /// One disk only: `--to` may be a file.
-    pub(super) one: bool,
 }
 
 /// How a disk is written.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(super) enum Destination {
     /// A new raw image.
     New { path: PathBuf, overwrite: bool },
     /// An existing raw image or device, made equal.
     InPlace { path: PathBuf },
     /// A new image of another format.
-    Convert {
-        path: PathBuf,
-        format: Format,
-        subformat: Option<String>,
-        overwrite: bool,
-    },
+    Convert { path: PathBuf, how: ConvertSettings },
 }
 
 impl Destination {
@@ -43,65 +38,98 @@ impl Destination {
 
     pub(super) fn format(&self) -> Format {
         match self {
-            Self::Convert { format, .. } => *format,
+            Self::Convert { how, .. } => how.format,
             _ => Format::Raw,
         }
     }
 }
 
+impl Wish {
+    fn convert(&self, path: PathBuf, format: Format, size_bytes: u64) -> Result<Destination> {
+        let how = ConvertSettings {
+            format,
+            subformat: self.subformat.clone(),
+            compress: self.compress,
+            overwrite: self.overwrite,
+        };
+        how.check(size_bytes)?;
+        Ok(Destination::Convert { path, how })
+    }
+}
+
+/// A disk to be restored.
+#[derive(Debug, Clone)]
+pub(super) struct Disk {
+    pub(super) name: String,
+    pub(super) size_bytes: u64,
+}
+
+/// What [`choose`] decided. Nothing was written yet.
+#[derive(Debug)]
+pub(super) struct Chosen {
+    /// A folder that is not there yet.
+    pub(super) new_folder: Option<PathBuf>,
+    /// One for each disk.
+    pub(super) destinations: Vec<Destination>,
+}
+
 /// A destination for each of `disks`, or the reason why one must not be written.
-pub(super) fn choose(to: &Path, disks: Vec<String>, wish: &Wish) -> Result<Vec<Destination>> {
+pub(super) fn choose(to: &Path, disks: &[Disk], wish: &Wish) -> Result<Chosen> {
     let found = look(to)?;
     let is_folder = found.as_ref().is_some_and(Metadata::is_dir)
         || to.as_os_str().as_encoded_bytes().ends_with(b"/");
-    if wish.one && !is_folder {
-        return Ok(vec![judge(to.to_owned(), wish)?]);
+    if let ([disk], false) = (disks, is_folder) {
+        return Ok(Chosen {
+            new_folder: None,
+            destinations: vec![judge(to.to_owned(), disk.size_bytes, wish)?],
+        });
     }
-    if !is_folder && found.is_some() {
+    if !is_folder && (found.is_some() || Format::from_suffix(to).is_some()) {
+        let names: Vec<_> = disks.iter().map(|disk| disk.name.as_str()).collect();
         return Err(Error::new(
             Kind::Config,
             format!(
                 "{} is not a folder, and the point has several disks: {}",
                 to.display(),
-                disks.join(", ")
+                names.join(", ")
             ),
         )
         .advise("name a folder, or one disk with --disk"));
     }
-    if found.is_none() {
-        if wish.in_place {
-            return Err(not_there(to));
-        }
-        std::fs::create_dir_all(to).map_err(|error| {
-            Error::io(format!("cannot make the folder {}", to.display()), error)
-        })?;
+    if found.is_none() && wish.in_place {
+        return Err(not_there(to));
     }
-    let suffix = wish.format.unwrap_or(Format::Raw).as_str();
-    disks
-        .into_iter()
-        .map(|disk| {
-            // Names come from the repository: one that leaves the folder must not.
-            if disk.is_empty() || disk.contains('/') || disk.starts_with('.') {
-                return Err(Error::new(
-                    Kind::Corrupt,
-                    format!("the point names a disk {disk:?}, which cannot become a file name"),
-                )
-                .advise("name the file yourself: --disk NAME --to FILE"));
-            }
-            judge(to.join(format!("{disk}.{suffix}")), wish)
-        })
-        .collect()
+    let suffix = wish.format.unwrap_or(Format::Raw);
+    let destinations = disks.iter().map(|disk| {
+        let name = &disk.name;
+        // Names come from the repository: one that leaves the folder must not.
+        if name.is_empty() || name.contains('/') || name.starts_with('.') {
+            return Err(Error::new(
+                Kind::Corrupt,
+                format!("the point names a disk {name:?}, which cannot become a file name"),
+            )
+            .advise("name the file yourself: --disk NAME --to FILE"));
+        }
+        judge(to.join(format!("{name}.{suffix}")), disk.size_bytes, wish)
+    });
+    Ok(Chosen {
+        destinations: destinations.collect::<Result<_>>()?,
+        new_folder: found.is_none().then(|| to.to_owned()),
+    })
 }
 
-fn judge(path: PathBuf, wish: &Wish) -> Result<Destination> {
+fn judge(path: PathBuf, size_bytes: u64, wish: &Wish) -> Result<Destination> {
     let format = wish
         .format
         .or_else(|| Format::from_suffix(&path))
         .unwrap_or(Format::Raw);
-    if wish.subformat.is_some() && format == Format::Raw {
+    if format == Format::Raw && (wish.subformat.is_some() || wish.compress) {
         return Err(Error::new(
             Kind::Config,
-            format!("{}: raw has no --subformat", path.display()),
+            format!(
+                "{} is to be raw, which has neither --subformat nor --compress",
+                path.display()
+            ),
         ));
     }
     let Some(found) = look(&path)? else {
@@ -111,12 +139,7 @@ fn judge(path: PathBuf, wish: &Wish) -> Result<Destination> {
                 path,
                 overwrite: false,
             }),
-            (false, format) => Ok(Destination::Convert {
-                path,
-                format,
-                subformat: wish.subformat.clone(),
-                overwrite: false,
-            }),
+            (false, format) => wish.convert(path, format, size_bytes),
         };
     };
     let kind = found.file_type();
@@ -162,12 +185,7 @@ fn judge(path: PathBuf, wish: &Wish) -> Result<Destination> {
             path,
             overwrite: true,
         }),
-        (false, true, format) => Ok(Destination::Convert {
-            path,
-            format,
-            subformat: wish.subformat.clone(),
-            overwrite: true,
-        }),
+        (false, true, format) => wish.convert(path, format, size_bytes),
         (false, false, _) => Err(Error::new(
             Kind::Conflict,
             format!("{} exists", path.display()),
@@ -209,33 +227,46 @@ mod tests {
     const PLAIN: Wish = Wish {
         format: None,
         subformat: None,
+        compress: false,
         in_place: false,
         overwrite: false,
-        one: true,
+    };
+    const IN_PLACE: Wish = Wish {
+        in_place: true,
+        ..PLAIN
+    };
+    const OVERWRITE: Wish = Wish {
+        overwrite: true,
+        ..PLAIN
     };
 
+    fn disk(name: &str) -> Disk {
+        Disk {
+            name: name.to_owned(),
+            size_bytes: 1 << 20,
+        }
+    }
+
     fn one(to: &Path, wish: &Wish) -> Result<Destination> {
-        choose(to, vec!["root".to_owned()], wish).map(|mut all| all.remove(0))
+        choose(to, &[disk("root")], wish).map(|mut chosen| chosen.destinations.remove(0))
     }
 
     #[test]
     fn the_suffix_names_the_format_and_the_option_outranks_it() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.qcow2");
-        let found = one(&path, &PLAIN).unwrap();
-        assert_eq!(found.format(), Format::Qcow2);
+        assert_eq!(one(&path, &PLAIN).unwrap().format(), Format::Qcow2);
         let raw = Wish {
             format: Some(Format::Raw),
             ..PLAIN
         };
-        let found = one(&path, &raw).unwrap();
-        assert_eq!(
-            found,
+        assert!(matches!(
+            one(&path, &raw).unwrap(),
             Destination::New {
-                path,
-                overwrite: false
+                overwrite: false,
+                ..
             }
-        );
+        ));
         let found = one(&folder.path().join("disk"), &PLAIN).unwrap();
         assert_eq!(found.format(), Format::Raw);
     }
@@ -246,30 +277,23 @@ mod tests {
         let path = folder.path().join("a.raw");
         std::fs::write(&path, "precious").unwrap();
         assert_eq!(one(&path, &PLAIN).unwrap_err().kind(), Kind::Conflict);
-        let in_place = Wish {
-            in_place: true,
-            ..PLAIN
-        };
-        assert_eq!(
-            one(&path, &in_place).unwrap(),
-            Destination::InPlace { path: path.clone() }
-        );
-        let overwrite = Wish {
-            overwrite: true,
-            ..PLAIN
-        };
-        assert_eq!(
-            one(&path, &overwrite).unwrap(),
+        assert!(matches!(
+            one(&path, &IN_PLACE).unwrap(),
+            Destination::InPlace { .. }
+        ));
+        assert!(matches!(
+            one(&path, &OVERWRITE).unwrap(),
             Destination::New {
-                path,
-                overwrite: true
+                overwrite: true,
+                ..
             }
-        );
+        ));
         let qcow2 = folder.path().join("b.qcow2");
         std::fs::write(&qcow2, "").unwrap();
-        assert_eq!(one(&qcow2, &in_place).unwrap_err().kind(), Kind::Config);
+        assert_eq!(one(&qcow2, &PLAIN).unwrap_err().kind(), Kind::Conflict);
+        assert_eq!(one(&qcow2, &IN_PLACE).unwrap_err().kind(), Kind::Config);
         let missing = folder.path().join("none.raw");
-        assert_eq!(one(&missing, &in_place).unwrap_err().kind(), Kind::Missing);
+        assert_eq!(one(&missing, &IN_PLACE).unwrap_err().kind(), Kind::Missing);
     }
 
     #[test]
@@ -281,31 +305,42 @@ mod tests {
     }
 
     #[test]
+    fn a_size_that_the_format_cannot_hold_is_found_out_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let odd = Disk {
+            name: "root".to_owned(),
+            size_bytes: 1000,
+        };
+        let error = choose(&folder.path().join("a.vhd"), &[odd], &PLAIN).unwrap_err();
+        assert_eq!(error.kind(), Kind::Unsupported);
+    }
+
+    #[test]
     fn several_disks_go_into_a_folder() {
         let folder = tempfile::tempdir().unwrap();
-        let several = Wish {
-            one: false,
+        let vmdk = Wish {
             format: Some(Format::Vmdk),
             ..PLAIN
         };
-        let disks = vec!["root".to_owned(), "data".to_owned()];
+        let disks = [disk("root"), disk("data")];
         let to = folder.path().join("new");
-        let found = choose(&to, disks.clone(), &several).unwrap();
-        let paths: Vec<_> = found.iter().map(Destination::path).collect();
+        let chosen = choose(&to, &disks, &vmdk).unwrap();
+        let paths: Vec<_> = chosen.destinations.iter().map(Destination::path).collect();
         assert_eq!(paths, [to.join("root.vmdk"), to.join("data.vmdk")]);
+        assert_eq!(chosen.new_folder, Some(to));
         let file = folder.path().join("file");
         std::fs::write(&file, "").unwrap();
-        assert_eq!(
-            choose(&file, disks, &several).unwrap_err().kind(),
-            Kind::Config
-        );
+        for wrong in [file, folder.path().join("disks.raw")] {
+            let error = choose(&wrong, &disks, &vmdk).unwrap_err();
+            assert_eq!(error.kind(), Kind::Config, "{}", wrong.display());
+        }
     }
 
     #[test]
     fn a_disk_name_cannot_leave_the_folder() {
         let folder = tempfile::tempdir().unwrap();
         for name in ["../x", "/etc/passwd", "..", ""] {
-            let error = choose(folder.path(), vec![name.to_owned()], &PLAIN).unwrap_err();
+            let error = choose(folder.path(), &[disk(name)], &PLAIN).unwrap_err();
             assert_eq!(error.kind(), Kind::Corrupt, "{name}");
         }
     }

@@ -8,8 +8,8 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tidegate_agent::format::Format;
-use tidegate_agent::nbd::Export;
-use tidegate_agent::source::{SourceReader, open_source};
+use tidegate_agent::nbd::server::Export;
+use tidegate_agent::source::{OpenSettings, SourceReader, open_source};
 use tidegate_agent::{Error, Kind, Result};
 use tokio::runtime::Handle;
 
@@ -20,7 +20,11 @@ const WINDOW_BYTES: u64 = 4 << 20;
 pub(super) async fn compare(export: Arc<dyn Export>, path: PathBuf, format: Format) -> Result<()> {
     let runtime = Handle::current();
     blocking(move || {
-        let source = open_source(&path, Some(format))?;
+        let how = OpenSettings {
+            format: Some(format),
+            ..OpenSettings::default()
+        };
+        let source = open_source(&path, &how)?;
         let differs = |what: String| {
             Err(Error::new(
                 Kind::Corrupt,
