@@ -10,6 +10,10 @@ use tidegate_agent::format::Format;
 use tidegate_protocol::descriptor::ChunkerParams;
 use tidegate_protocol::keys::{Level, SealPublicKey};
 
+/// Headings in the help.
+const GENERAL: &str = "General options";
+const REPOSITORY: &str = "Repository and key";
+
 const ENVIRONMENT: &str = "\
 Environment:
   TIDEGATE_REPO, TIDEGATE_KEY, TIDEGATE_PASSPHRASE_FILE, TIDEGATE_CACHE_DIR, TIDEGATE_CONFIG
@@ -41,16 +45,16 @@ pub(crate) struct Args {
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Global {
     /// Read this configuration file and no other
-    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[arg(help_heading = GENERAL, long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) config: Option<PathBuf>,
     /// Print the result as one JSON value; errors too
-    #[arg(long, global = true)]
+    #[arg(help_heading = GENERAL, long, global = true)]
     pub(crate) json: bool,
     /// Show no progress and no notes
-    #[arg(long, short, global = true)]
+    #[arg(help_heading = GENERAL, long, short, global = true)]
     pub(crate) quiet: bool,
     /// Log more (-vv: still more)
-    #[arg(long, short, global = true, action = ArgAction::Count)]
+    #[arg(help_heading = GENERAL, long, short, global = true, action = ArgAction::Count)]
     pub(crate) verbose: u8,
 }
 
@@ -58,10 +62,10 @@ pub(crate) struct Global {
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(crate) struct RepositoryOptions {
     /// The repository: ./folder, s3://bucket/prefix, az://container/prefix or gs://bucket/prefix
-    #[arg(long, value_name = "PLACE")]
+    #[arg(help_heading = REPOSITORY, long, value_name = "PLACE")]
     pub(crate) repo: Option<String>,
     /// Where to keep what is known of the repository; may be deleted at any time
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    #[arg(help_heading = REPOSITORY, long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) cache_dir: Option<PathBuf>,
 }
 
@@ -70,19 +74,19 @@ pub(crate) struct RepositoryOptions {
 #[command(group(ArgGroup::new("key source")))]
 pub(crate) struct KeyOptions {
     /// The key file
-    #[arg(long, value_name = "FILE", group = "key source", value_hint = ValueHint::FilePath)]
+    #[arg(help_heading = REPOSITORY, long, value_name = "FILE", group = "key source", value_hint = ValueHint::FilePath)]
     pub(crate) key: Option<PathBuf>,
     /// Open a key slot with the passphrase in FILE
-    #[arg(long, value_name = "FILE", group = "key source", value_hint = ValueHint::FilePath)]
+    #[arg(help_heading = REPOSITORY, long, value_name = "FILE", group = "key source", value_hint = ValueHint::FilePath)]
     pub(crate) passphrase_file: Option<PathBuf>,
     /// Open a key slot with the content of FILE
-    #[arg(long, value_name = "FILE", group = "key source", value_hint = ValueHint::FilePath)]
+    #[arg(help_heading = REPOSITORY, long, value_name = "FILE", group = "key source", value_hint = ValueHint::FilePath)]
     pub(crate) wrapping_file: Option<PathBuf>,
     /// Open a key slot with the escrow key in FILE
-    #[arg(long, value_name = "FILE", group = "key source", value_hint = ValueHint::FilePath)]
+    #[arg(help_heading = REPOSITORY, long, value_name = "FILE", group = "key source", value_hint = ValueHint::FilePath)]
     pub(crate) escrow_key: Option<PathBuf>,
     /// Open this slot only: digits of its id
-    #[arg(long, value_name = "ID")]
+    #[arg(help_heading = REPOSITORY, long, value_name = "ID")]
     pub(crate) slot: Option<String>,
 }
 
@@ -109,29 +113,18 @@ pub(crate) struct Access {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Make a repository and its three key files
     Init(Init),
-    /// Back up the disk images of a machine
     Backup(Backup),
-    /// List recovery points
     Points(Points),
-    /// Show what changed between two points
     Diff(Diff),
-    /// Restore a point's disks
     Restore(Restore),
-    /// Check that what is stored can be restored
     Verify(Verify),
-    /// Manage keys
     #[command(subcommand)]
     Key(Key),
-    /// Look at the repository
     #[command(subcommand)]
     Repo(Repo),
-    /// Back up a sample disk, restore it and compare: needs nothing but this program
     Demo(Demo),
-    /// Print a completion script for a shell
     Completions(Completions),
-    /// Write man pages
     Man(Man),
 }
 
@@ -294,15 +287,10 @@ pub(crate) struct Verify {
 /// repository in order; a restore key can do everything.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Key {
-    /// Issue another key, as a file or wrapped in a slot of the repository
     Add(KeyAdd),
-    /// List keys and slots
     List(KeyList),
-    /// Revoke a key, or delete a slot
     Remove(KeyRemove),
-    /// Write the key in use into a key file
     Export(KeyExport),
-    /// Make an escrow key: the file for a safe, its public half for `key add --recipient`
     Recipient(KeyRecipient),
 }
 
@@ -332,12 +320,17 @@ pub(crate) struct KeyAdd {
     #[arg(long, value_name = "FILE", group = "wrapping", value_hint = ValueHint::FilePath)]
     pub(crate) wrapping_file: Option<PathBuf>,
     /// What to call it
-    #[arg(long, value_name = "TEXT", default_value = "")]
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "",
+        hide_default_value = true
+    )]
     pub(crate) label: String,
     #[command(flatten)]
     pub(crate) repository: RepositoryOptions,
     /// The key file in use
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[arg(help_heading = REPOSITORY, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) key: Option<PathBuf>,
 }
 

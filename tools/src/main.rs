@@ -38,7 +38,10 @@ use tidegate_agent::{Error, Kind, Result};
 use tokio_util::sync::CancellationToken;
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => return refuse(&error),
+    };
     let output = Output::new(args.global.json, args.global.quiet);
     output.start_log(args.global.verbose);
     match run(args, &output) {
@@ -48,6 +51,21 @@ fn main() -> ExitCode {
             ExitCode::from(error.kind().exit_code())
         }
     }
+}
+
+/// Says what is wrong with the arguments; or shows the help or version that they ask for.
+fn refuse(error: &clap::Error) -> ExitCode {
+    // Where stdout or stderr is closed there is nobody left to tell.
+    let _ = error.print();
+    if !error.use_stderr() {
+        return ExitCode::SUCCESS;
+    }
+    if std::env::args_os().any(|arg| arg == "--json") {
+        let text = error.to_string();
+        let text = text.trim_start_matches("error: ").trim_end();
+        Output::new(true, true).error_value(&Error::new(Kind::Config, text));
+    }
+    ExitCode::from(Kind::Config.exit_code())
 }
 
 fn run(args: Args, output: &Output) -> Result<exit::Outcome> {

@@ -89,22 +89,27 @@ impl Output {
 
     /// Says why a command failed, and what to do.
     pub(crate) fn error(&self, error: &Error) {
-        let message = error.chain();
-        self.stderr(&format!("error: {message}"));
+        self.stderr(&format!("error: {}", error.chain()));
         if let Some(advice) = error.advice() {
             self.stderr(&format!("hint: {advice}"));
         }
-        if self.json {
-            let object = json!({
-                "error": {
-                    "kind": error.kind().as_str(),
-                    "message": message,
-                    "advice": error.advice(),
-                }
-            });
-            // The error stands on stderr already; there is nobody left to tell.
-            let _ = self.stdout(&format!("{object:#}\n"));
+        self.error_value(error);
+    }
+
+    /// With `--json`, writes the error to stdout too.
+    pub(crate) fn error_value(&self, error: &Error) {
+        if !self.json {
+            return;
         }
+        let object = json!({
+            "error": {
+                "kind": error.kind().as_str(),
+                "message": error.chain(),
+                "advice": error.advice(),
+            }
+        });
+        // The error stands on stderr already; there is nobody left to tell.
+        let _ = self.stdout(&format!("{object:#}\n"));
     }
 
     /// Sends the program's log to stderr: warnings, more with `-v`, or as `TIDEGATE_LOG` says.
