@@ -4,6 +4,7 @@ use bytesize::ByteSize;
 use comfy_table::{CellAlignment, Table, presets};
 use jiff::{Timestamp, tz::TimeZone};
 use std::time::Duration;
+use tidegate_agent::clock;
 
 /// A size, in binary units.
 pub(crate) fn size(bytes: u64) -> String {
@@ -78,7 +79,7 @@ pub(crate) fn utc_time(unix_ns: u64) -> Option<String> {
 
 /// How long ago a moment was.
 pub(crate) fn age(unix_ns: u64) -> String {
-    let now = u64::try_from(Timestamp::now().as_nanosecond()).unwrap_or(0);
+    let now = clock::now_unix_ns();
     if unix_ns > now {
         return "in the future".to_owned();
     }

@@ -6,11 +6,11 @@
 use crate::args::{Global, Init, KeyOptions};
 use crate::context::Context;
 use crate::exit::Outcome;
+use crate::keys::write_key_file;
 use crate::settings::{Settings, make_private_folder};
 use serde_json::json;
-use std::fs::File;
 use std::path::{Path, PathBuf};
-use tidegate_agent::repository::{NewKeys, Repository, write_key_file};
+use tidegate_agent::repository::{NewKeys, Repository};
 use tidegate_agent::store::Store;
 use tidegate_agent::{Error, Kind, Result};
 use tidegate_protocol::RepositoryId;
@@ -128,17 +128,6 @@ impl Written {
             write_key_file(path, keys)?;
             self.files.push(path.clone());
         }
-        File::open(&files.folder)
-            .and_then(|folder| folder.sync_all())
-            .map_err(|error| {
-                Error::io(
-                    format!(
-                        "cannot make the key files in {} durable",
-                        files.folder.display()
-                    ),
-                    error,
-                )
-            })?;
         self.complete = true;
         Ok(())
     }

@@ -10,7 +10,8 @@ use std::fs::OpenOptions;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use tidegate_agent::repository::{KeyInfo, Repository, write_key_file};
+use tidegate_agent::clock;
+use tidegate_agent::repository::{KeyInfo, Repository};
 use tidegate_agent::{Error, Kind, Result};
 use tidegate_protocol::keys::{SealPrivateKey, Secret};
 use tidegate_protocol::slot::{Argon2Cost, NewWrapping, WRAPPING_FILE_BYTES_MIN};
@@ -35,7 +36,9 @@ async fn add(global: &Global, args: KeyAdd, context: &Context) -> Result<()> {
     let repository = context.open(&settings).await?;
     let info = if let Some(path) = &args.out {
         repository
-            .key_add_file(args.level, &args.label, |keys| write_key_file(path, keys))
+            .key_add_file(args.level, &args.label, |issued| {
+                keys::write_key_file(path, issued)
+            })
             .await?
     } else {
         add_slot(&repository, &args).await?
@@ -145,12 +148,14 @@ async fn export(global: &Global, args: KeyExport, context: &Context) -> Result<(
         Some(level) if level != in_use.level() => {
             let label = args.out.file_stem().unwrap_or_default().to_string_lossy();
             let info = repository
-                .key_add_file(level, &label, |keys| write_key_file(&args.out, keys))
+                .key_add_file(level, &label, |issued| {
+                    keys::write_key_file(&args.out, issued)
+                })
                 .await?;
             (level, info.key)
         }
         _ => {
-            write_key_file(&args.out, in_use)?;
+            keys::write_key_file(&args.out, in_use)?;
             (in_use.level(), in_use.identity().certificate.public.id())
         }
     };
@@ -165,9 +170,7 @@ async fn export(global: &Global, args: KeyExport, context: &Context) -> Result<(
 }
 
 fn recipient(args: &KeyRecipient, context: &Context) -> Result<()> {
-    let mut material = Secret([0; 32]);
-    rustix::rand::getrandom(&mut material.0, rustix::rand::GetRandomFlags::empty())
-        .map_err(|error| Error::io("cannot draw a random key", error.into()))?;
+    let material = Secret(clock::random()?);
     let public = hex::encode(SealPrivateKey::derive(&material).public().0);
     write_secret(&args.out, escrow::encode(&material).as_bytes())?;
     let value = json!({ "public": public, "file": args.out });

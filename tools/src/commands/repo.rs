@@ -27,9 +27,10 @@ pub(super) async fn run(global: &Global, args: Repo, context: &Context) -> Resul
             let store = context.store(&settings)?;
             let keys = context.or_stop(keys::load(&store, &settings)).await?;
             make_private_folder(&settings.cache_dir)?;
-            let (_, info) = context
+            let repository = context
                 .or_stop(Repository::rebuild_cache(store, keys, &settings.cache_dir))
                 .await?;
+            let info = repository.info()?;
             context.output.result(&info, || {
                 format!("the cache was built again\n\n{}", describe_info(&info))
             })?;
@@ -44,7 +45,7 @@ fn describe_info(info: &RepositoryInfo) -> String {
         ("location", info.location.clone()),
         ("format version", info.format_version.to_string()),
         ("made", text::local_time(info.created_unix_ns)),
-        ("chunker", format!("{:?}", info.chunker)),
+        ("chunker", info.chunker.clone()),
         (
             "key in use",
             format!("{} ({})", info.key.short(), info.key_level),
@@ -53,7 +54,6 @@ fn describe_info(info: &RepositoryInfo) -> String {
         ("machines", info.machines.to_string()),
         ("points", info.points.to_string()),
         ("index segments", info.segments.to_string()),
-        ("chunks", info.chunks.to_string()),
     ])
 }
 
@@ -68,7 +68,14 @@ fn describe_stats(stats: &RepositoryStats) -> String {
                 text::count(stats.machines, "machine")
             ),
         ),
-        ("their disks", text::size(stats.virtual_bytes)),
+        (
+            "their disks",
+            format!(
+                "{}, of which {} allocated",
+                text::size(stats.virtual_bytes),
+                text::size(stats.allocated_bytes)
+            ),
+        ),
         ("unique chunks", of(stats.chunks, stats.chunk_bytes)),
         ("packs", of(stats.packs, stats.pack_bytes)),
         ("index segments", of(stats.segments, stats.segment_bytes)),

@@ -17,6 +17,7 @@ use destination::{Destination, Wish};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 use tidegate_agent::progress::Progress;
@@ -222,10 +223,11 @@ impl Work<'_> {
         let before = self.repository.store().requests();
         let plan = recover::restore_plan(self.repository, disk).await?;
         let export = recover::export(self.repository, disk);
-        counters.total_bytes.store(disk.size_bytes, Relaxed);
+        counters.add_total(disk.size_bytes);
         let size_bytes = disk.size_bytes;
         let advance = {
             let counters = Arc::clone(&counters);
+            let shown_bytes = AtomicU64::new(0);
             move |share: f64| {
                 #[expect(
                     clippy::cast_possible_truncation,
@@ -234,7 +236,8 @@ impl Work<'_> {
                     reason = "for a person to read"
                 )]
                 let done_bytes = (size_bytes as f64 * share.clamp(0.0, 1.0)) as u64;
-                counters.done_bytes.store(done_bytes, Relaxed);
+                let before = shown_bytes.fetch_max(done_bytes, Relaxed);
+                counters.add_done(done_bytes.saturating_sub(before));
             }
         };
         self.context

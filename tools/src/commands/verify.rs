@@ -9,6 +9,7 @@ use crate::settings::Settings;
 use crate::text;
 use serde::Serialize;
 use std::sync::Arc;
+use tidegate_agent::clock;
 use tidegate_agent::progress::Progress;
 use tidegate_agent::recover::{self, Damage, RestoreSettings, VerifyReport, VerifySettings};
 use tidegate_agent::repository::{Point, Repository};
@@ -42,7 +43,7 @@ pub(super) async fn run(global: &Global, args: Verify, context: &Context) -> Res
     }
     let defaults = RestoreSettings::default();
     let seed = match (args.sample, args.seed) {
-        (Some(_), None) => random_seed()?,
+        (Some(_), None) => u64::from_le_bytes(clock::random()?),
         (_, seed) => seed.unwrap_or(0),
     };
     let how = VerifySettings {
@@ -93,13 +94,6 @@ fn points(repository: &Repository, what: Option<&VerifyWhat>) -> Result<Vec<Poin
         .advise("`tidegate points` lists what there is")),
         _ => Ok(found),
     }
-}
-
-fn random_seed() -> Result<u64> {
-    let mut bytes = [0; 8];
-    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
-        .map_err(|error| Error::io("cannot draw a random number", error.into()))?;
-    Ok(u64::from_le_bytes(bytes))
 }
 
 impl Answer {
