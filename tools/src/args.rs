@@ -248,9 +248,6 @@ pub(crate) struct Restore {
     /// Show what would be fetched; write nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
-    /// Threads that open, check and decompress
-    #[arg(long, value_name = "N", value_parser = workers())]
-    pub(crate) workers: Option<u16>,
     #[command(flatten)]
     pub(crate) access: Access,
 }
@@ -274,9 +271,6 @@ pub(crate) struct Verify {
     /// Draw the sample by this number, to repeat one [default: random]
     #[arg(long, value_name = "N", requires = "sample")]
     pub(crate) seed: Option<u64>,
-    /// Threads that open, check and decompress
-    #[arg(long, value_name = "N", value_parser = workers())]
-    pub(crate) workers: Option<u16>,
     #[command(flatten)]
     pub(crate) access: Access,
 }

@@ -5,6 +5,7 @@ use crate::error::Result;
 use crate::repository::tree::TreeReader;
 use crate::repository::{PointDisk, Repository};
 use serde::Serialize;
+use std::cmp::Ordering;
 use std::sync::Arc;
 use tidegate_protocol::ids::ChunkId;
 use tidegate_protocol::limits::{FAN_OUT, LEAF_BYTES};
@@ -25,11 +26,13 @@ pub struct DiffExtent {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DiffKind {
-    /// Other data.
+    /// Other data, or data where there were zeros.
     Changed,
-    /// Data where there were zeros, or behind the first one's end.
+    /// Zeros where there was data.
+    Zeroed,
+    /// Behind the first one's end.
     Added,
-    /// Zeros where there was data, or beyond the second one's end.
+    /// Behind the second one's end.
     Removed,
 }
 
@@ -44,8 +47,9 @@ pub async fn diff(
         TreeReader::new(repository, from),
         TreeReader::new(repository, to),
     );
+    let common = from.size_bytes.min(to.size_bytes);
     let mut found = Vec::new();
-    for group in 0..a.groups().max(b.groups()) {
+    for group in 0..a.groups().min(b.groups()) {
         // Equal inner pages are equal all the way down.
         let (inner_a, inner_b) = (a.page(1, group).await?, b.page(1, group).await?);
         if inner_a.is_some() && inner_a.map(|page| page.id) == inner_b.map(|page| page.id) {
@@ -72,9 +76,19 @@ pub async fn diff(
             if let Some(page) = pages.1 {
                 sides.1 = repository.leaf(&page).await?;
             }
-            compare(index * LEAF_BYTES, &sides.0, &sides.1, &mut found);
+            compare(index * LEAF_BYTES, common, &sides.0, &sides.1, &mut found);
         }
     }
+    let tail = match from.size_bytes.cmp(&to.size_bytes) {
+        Ordering::Less => Some((to.size_bytes, DiffKind::Added)),
+        Ordering::Equal => None,
+        Ordering::Greater => Some((from.size_bytes, DiffKind::Removed)),
+    };
+    found.extend(tail.map(|(end, kind)| DiffExtent {
+        start: common,
+        length: end - common,
+        kind,
+    }));
     Ok(found)
 }
 
@@ -112,7 +126,8 @@ impl Cursor<'_> {
     }
 }
 
-fn compare(start: u64, a: &Leaf, b: &Leaf, found: &mut Vec<DiffExtent>) {
+/// Compares two leaves that begin at `start`, up to `end` of the disk.
+fn compare(start: u64, end: u64, a: &Leaf, b: &Leaf, found: &mut Vec<DiffExtent>) {
     let cursor = |leaf| Cursor {
         leaf,
         extent: 0,
@@ -122,14 +137,13 @@ fn compare(start: u64, a: &Leaf, b: &Leaf, found: &mut Vec<DiffExtent>) {
     let mut at = start;
     loop {
         let ((bytes_a, content_a), (bytes_b, content_b)) = (left.now(), right.now());
-        let length = bytes_a.min(bytes_b);
-        if length == u64::MAX {
+        let length = bytes_a.min(bytes_b).min(end.saturating_sub(at));
+        if length == 0 || bytes_a.min(bytes_b) == u64::MAX {
             return;
         }
         let kind = match (content_a, content_b) {
             (None, None) => None,
-            (None, Some(_)) => Some(DiffKind::Added),
-            (Some(_), None) => Some(DiffKind::Removed),
+            (Some(_), None) => Some(DiffKind::Zeroed),
             (a, b) => (a != b).then_some(DiffKind::Changed),
         };
         if let Some(kind) = kind {

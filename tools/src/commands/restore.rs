@@ -145,9 +145,6 @@ fn engine_settings(settings: &Settings, args: &Restore) -> RestoreSettings {
         verify: args.verify,
         ..RestoreSettings::default()
     };
-    if let Some(workers) = args.workers.map(usize::from).or(settings.workers) {
-        how.workers = workers;
-    }
     if let Some(fetches) = settings.fetches_in_flight {
         how.fetches_in_flight = fetches;
     }
@@ -222,7 +219,7 @@ impl Work<'_> {
         let started = Instant::now();
         let before = self.repository.store().requests();
         let plan = recover::restore_plan(self.repository, disk).await?;
-        let export = recover::export(self.repository, disk);
+        let export = recover::export(self.repository, disk)?;
         counters.add_total(disk.size_bytes);
         let size_bytes = disk.size_bytes;
         let advance = {
@@ -305,9 +302,9 @@ impl DiskAnswer {
         );
         if let Some(plan) = &self.plan {
             return format!(
-                "{headline}\x20   {} of data, stored as {} in {}; {}\n",
+                "{headline}\x20   {} of data; {} to fetch from {} in {}\n",
                 text::size(plan.data_bytes),
-                text::size(plan.stored_bytes),
+                text::size(plan.fetched_bytes),
                 text::count(plan.packs, "pack"),
                 text::count(plan.requests, "request"),
             );

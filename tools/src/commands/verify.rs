@@ -49,11 +49,6 @@ pub(super) async fn run(global: &Global, args: Verify, context: &Context) -> Res
     let how = VerifySettings {
         sample: args.sample,
         seed,
-        workers: args
-            .workers
-            .map(usize::from)
-            .or(settings.workers)
-            .unwrap_or(defaults.workers),
         fetches_in_flight: settings
             .fetches_in_flight
             .unwrap_or(defaults.fetches_in_flight),
@@ -100,13 +95,13 @@ impl Answer {
     fn describe(&self) -> String {
         let report = &self.report;
         let mut out = format!(
-            "checked {}: {}, {}, {}, {}; {} of disk content, fetched {}, in {}\n",
+            "checked {}: {}, {}, {} of {}; {} of disk content, fetched {}, in {}\n",
             text::count(report.points, "point"),
-            text::count(report.pages, "page"),
+            text::count(report.leaves, "tree page"),
             text::count(report.packs, "pack"),
-            text::count(report.frames, "frame"),
+            report.checked_chunks,
             text::count(report.chunks, "chunk"),
-            text::size(report.data_bytes),
+            text::size(report.checked_bytes),
             text::size(report.fetched_bytes),
             text::seconds(report.seconds),
         );
