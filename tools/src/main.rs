@@ -33,6 +33,7 @@ use args::Args;
 use clap::Parser;
 use context::Context;
 use output::Output;
+use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
 use tidegate_agent::{Error, Kind, Result};
 use tokio_util::sync::CancellationToken;
@@ -44,13 +45,20 @@ fn main() -> ExitCode {
     };
     let output = Output::new(args.global.json, args.global.quiet);
     output.start_log(args.global.verbose);
-    match run(args, &output) {
+    // A panic has told on stderr what it was about; what is left is the documented exit code.
+    let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| run(args, &output)));
+    match outcome.unwrap_or_else(|_| Err(bug())) {
         Ok(outcome) => outcome.into(),
         Err(error) => {
             output.error(&error);
             ExitCode::from(error.kind().exit_code())
         }
     }
+}
+
+fn bug() -> Error {
+    Error::new(Kind::Bug, "tidegate broke one of its own promises")
+        .advise("please report this, with the lines above")
 }
 
 /// Says what is wrong with the arguments; or shows the help or version that they ask for.

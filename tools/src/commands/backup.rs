@@ -63,8 +63,8 @@ pub(super) fn describe(summary: &BackupSummary) -> String {
     };
     format!(
         "{headline} ({reason})\n\
-         \x20 disks   {virtual_size}, of which {allocated} allocated, {read} read\n\
-         \x20 new     {new}, stored as {stored} in {packs} and {chunks}\n\
+         \x20 disks   {virtual_size}, of which {allocated} allocated, {read} read, {chunks}\n\
+         \x20 new     {new}, stored as {stored} in {packs}\n\
          \x20 took    {seconds}, {rate}, {requests}\n",
         reason = summary.reason,
         virtual_size = text::size(summary.virtual_bytes),

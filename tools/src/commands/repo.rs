@@ -63,7 +63,7 @@ fn describe_stats(stats: &RepositoryStats) -> String {
         (
             "points",
             format!(
-                "{} of {}",
+                "{}, of {}",
                 stats.points,
                 text::count(stats.machines, "machine")
             ),

@@ -147,6 +147,7 @@ impl Run {
         Self::from(command.args(args).output().unwrap())
     }
 
+    #[track_caller]
     pub fn succeeds(self) -> Self {
         self.ends_with(0)
     }
