@@ -33,6 +33,6 @@ pub trait Target: Send + Sync {
     fn write_zeros(&self, range: Range<u64>) -> Result<()>;
 
     /// Makes everything durable and gives the target its final name. Until then a new target is
-    /// recognisable as unfinished.
-    fn finish(self: Box<Self>) -> Result<()>;
+    /// recognisable as unfinished. The last call: nothing may be written afterwards.
+    fn finish(&self) -> Result<()>;
 }

@@ -105,7 +105,7 @@ impl Target for MemoryTarget {
         Ok(())
     }
 
-    fn finish(self: Box<Self>) -> Result<()> {
+    fn finish(&self) -> Result<()> {
         Ok(())
     }
 }

@@ -152,7 +152,7 @@ impl Target for InPlace {
         sparse::zero(&self.file, &self.path, range, self.unit_bytes)
     }
 
-    fn finish(self: Box<Self>) -> Result<()> {
+    fn finish(&self) -> Result<()> {
         self.file.sync_all().map_err(|error| {
             Error::io(
                 format!("cannot make {} durable", self.path.display()),

@@ -257,7 +257,7 @@ impl Target for FileTarget {
         sparse::zero(&self.file, &self.partial, range, 1)
     }
 
-    fn finish(self: Box<Self>) -> Result<()> {
+    fn finish(&self) -> Result<()> {
         self.file.sync_all().map_err(|error| {
             Error::io(
                 format!("cannot make {} durable", self.partial.display()),

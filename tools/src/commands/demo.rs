@@ -23,7 +23,8 @@ use tidegate_agent::replicate::{self, BackupRequest, BackupSettings, BackupSumma
 use tidegate_agent::repository::{Repository, Selector, read_key_file};
 use tidegate_agent::source::OpenSettings;
 use tidegate_agent::store::{Store, StoreSettings};
-use tidegate_agent::{Error, Kind, Result, target};
+use tidegate_agent::target::{self, Target};
+use tidegate_agent::{Error, Kind, Result};
 
 pub(super) async fn run(args: Demo, context: &Context) -> Result<Outcome> {
     let folder = Folder::make(args.dir)?;
@@ -180,13 +181,14 @@ impl Run<'_> {
             ));
         };
         let (path, size_bytes) = (to.to_owned(), disk.size_bytes);
-        let target = blocking(move || target::create_file(&path, size_bytes, true)).await?;
+        let create = move || target::create_file(&path, size_bytes, true);
+        let target: Arc<dyn Target> = Arc::from(blocking(create).await?);
         let counters = Arc::new(Progress::default());
         let shown = progress::show(&self.context.output, Job::Restore, &self.machine, &counters);
         let done = recover::restore_disk(
             repository,
             disk,
-            Arc::from(target),
+            Arc::clone(&target),
             RestoreMode::New,
             &RestoreSettings::default(),
             counters,
@@ -194,7 +196,9 @@ impl Run<'_> {
         )
         .await;
         drop(shown);
-        done
+        let summary = done?;
+        blocking(move || target.finish()).await?;
+        Ok(summary)
     }
 
     /// Says what happens; with `--json` on stderr, since stdout is for the result.

@@ -197,16 +197,19 @@ impl Work<'_> {
         mode: RestoreMode,
         counters: Arc<Progress>,
     ) -> Result<RestoreSummary> {
-        recover::restore_disk(
+        let target: Arc<dyn Target> = Arc::from(target);
+        let summary = recover::restore_disk(
             self.repository,
             disk,
-            Arc::from(target),
+            Arc::clone(&target),
             mode,
             &self.settings,
             counters,
             self.context.stop.clone(),
         )
-        .await
+        .await?;
+        blocking(move || target.finish()).await?;
+        Ok(summary)
     }
 
     async fn convert(
