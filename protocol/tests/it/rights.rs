@@ -461,3 +461,31 @@ fn a_recipient_can_tell_keys_of_another_repository_by_their_root() {
         fingerprint(keys(Restore).root_public())
     );
 }
+
+#[test]
+fn a_key_file_does_not_lie_about_itself() {
+    let text = key_file::encode(keys(Host));
+    let written = |from: &str, to: &str| {
+        let lines = text.rsplit_once("check: ").unwrap().0.replacen(from, to, 1);
+        let check = blake3::hash(lines.as_bytes()).to_hex();
+        format!("{lines}check: {}\n", &check[..16])
+    };
+    // Whoever edits it can also mend its check line.
+    key_file::decode(&written("level: host", "level: host")).unwrap();
+    for (from, to) in [
+        ("level: host", "level: restore"),
+        ("repository: 2a", "repository: 2b"),
+        ("key: ", "key: 0"),
+        ("key: ", "note: mine\nkey: "),
+        ("repository: ", "\nrepository: "),
+        ("tidegate key 1", "tidegate key 2"),
+        ("tidegate key 1\n", "tidegate key 1 \n"),
+    ] {
+        assert!(
+            key_file::decode(&written(from, to)).is_err(),
+            "{from} → {to}"
+        );
+    }
+    let long = format!("tidegate key 1\n{}", "x".repeat(64 << 10));
+    assert!(key_file::decode(&long).is_err());
+}
