@@ -577,7 +577,7 @@ async fn a_checkpoint_stands_for_the_log_before_it() {
 async fn a_lost_cache_is_built_anew() {
     let lab = Lab::new().await;
     let disk = content(9 << 20, 1);
-    back_up(&*Arc::new(lab.open().await), "web", &disk).await;
+    back_up(&lab.open().await, "web", &disk).await;
     let folder = lab
         .cache
         .path()

@@ -132,7 +132,7 @@ impl Catalogue {
 
     /// The last record replayed.
     pub fn head(&self) -> Result<Head> {
-        self.read(|connection| head_of(connection))
+        self.read(head_of)
     }
 
     /// Replaces everything by a checkpoint's state.
