@@ -14,13 +14,14 @@
 //! | record «point committed» | the point exists |
 
 use super::catalogue::{RecordToReplay, Replayed};
-use super::{Repository, refused};
+use super::{Repository, blocking, refused};
 use crate::clock;
 use crate::error::{Error, Kind, Result};
 use crate::store::Created;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use tidegate_protocol::checkpoint::{self, Checkpoint};
 use tidegate_protocol::ids::RecordHash;
 use tidegate_protocol::limits::RECORD_BYTES_MAX;
@@ -30,7 +31,7 @@ use tidegate_protocol::record::{self, Body, Head, Header};
 const FETCHES_IN_FLIGHT: usize = 16;
 
 /// Records replayed in one transaction.
-const REPLAY_BATCH: usize = 256;
+const REPLAY_BATCH: u64 = 256;
 
 /// How often an append decides anew before it gives up: far more than racing writers can cause,
 /// few enough to end when something is wrong with the store.
@@ -72,25 +73,31 @@ impl Repository {
                 .advise("find out who deleted it; restore the bucket's log from its versions, or run `tidegate repo rebuild-cache` to accept the log as it is"));
             }
         }
-        let newest = listed.keys().next_back().copied().unwrap_or(head.number);
-        let wanted: Vec<u64> = (head.number + 1..=newest).collect();
-        for batch in wanted.chunks(REPLAY_BATCH) {
-            let records: Vec<Bytes> = stream::iter(batch.iter().copied())
+        let newest = listed.keys().next_back().copied().unwrap_or(0);
+        // In batches from the head on: whoever writes to the bucket can make up any number.
+        while head.number < newest {
+            let first = head.number + 1;
+            let last = newest.min(head.number.saturating_add(REPLAY_BATCH));
+            let records: Vec<Bytes> = stream::iter(first..=last)
                 .map(|number| self.read_record(number))
                 .buffered(FETCHES_IN_FLIGHT)
                 .try_collect()
                 .await?;
-            head = self.replay(head, &records)?;
+            head = self.replay(head, &records).await?;
         }
-        self.index_follows()
+        self.index_follows().await
     }
 
     /// Appends the record that `decide` makes of the repository's present state. It is called again
-    /// whenever somebody else's record came first, after that record has been replayed.
+    /// whenever somebody else's record came first, after that record has been replayed. Once the
+    /// record is in the log, the append has succeeded, whatever becomes of the local cache.
     pub async fn append(&self, decide: impl Fn(&Self) -> Result<Body>) -> Result<u64> {
         let level = self.keys.level();
         let own = self.keys.identity().certificate.public.id();
         for _ in 0..APPEND_ATTEMPTS_MAX {
+            // The head first: another process may replay into the same cache at any moment, and the
+            // decision must have seen all that stands before the number that is tried.
+            let head = self.catalogue.head()?;
             let body = decide(self)?;
             if !body.kind().may_be_signed_by(level) {
                 return Err(Error::new(
@@ -106,8 +113,7 @@ impl Repository {
                 return Err(Error::new(Kind::Denied, format!("key {own} was revoked"))
                     .advise("use another key; `tidegate key list` shows which ones stand"));
             }
-            let head = self.catalogue.head()?;
-            let number = head.number + 1;
+            let number = head.number.saturating_add(1);
             let bytes = Bytes::from(
                 record::encode(
                     &body,
@@ -125,8 +131,7 @@ impl Repository {
                 Created::Exists => self.read_record(number).await? == bytes,
             };
             if won {
-                self.replay(head, &[bytes])?;
-                self.index_follows()?;
+                self.follow(head, bytes).await;
                 self.checkpoint_if_due(number).await;
                 return Ok(number);
             }
@@ -142,9 +147,25 @@ impl Repository {
         .advise("see which writers append without end, then try again"))
     }
 
+    /// Replays a record of our own. It stands in the log already: where this machine's cache cannot
+    /// take it now, the next refresh will.
+    async fn follow(&self, head: Head, record: Bytes) {
+        let followed = match self.replay(head, &[record]).await {
+            Ok(_) => self.index_follows().await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = followed {
+            tracing::warn!(
+                error = error.chain(),
+                "the local cache did not take a record that is in the log"
+            );
+        }
+    }
+
     /// Writes a checkpoint of the present state. Maintenance and restore level.
     pub async fn write_checkpoint(&self) -> Result<u64> {
-        let (head, blocks) = self.catalogue.checkpoint_blocks()?;
+        let catalogue = Arc::clone(&self.catalogue);
+        let (head, blocks) = blocking(move || catalogue.checkpoint_blocks()).await?;
         let bytes = checkpoint::encode(
             head.number,
             head.hash,
@@ -219,15 +240,23 @@ impl Repository {
         let blocks = decoded
             .blocks(&self.keys)
             .map(|block| block.map_err(|error| self.damaged(&key, error)));
-        self.catalogue.load_checkpoint(number, hash, blocks)
+        let writer = decoded.front.writer.public.id();
+        self.catalogue.load_checkpoint(number, hash, writer, blocks)
     }
 
+    /// A record's bytes; of an object that is larger than a record can be, as many as its hash
+    /// covers. It is void, but the records after it are chained to it.
     async fn read_record(&self, number: u64) -> Result<Bytes> {
         let key = record::object_key(number);
-        self.store
-            .get(&key, RECORD_BYTES_MAX.into())
-            .await
-            .map_err(|error| match error.kind() {
+        let mut read = self.store.get(&key, RECORD_BYTES_MAX.into()).await;
+        if matches!(&read, Err(error) if error.kind() == Kind::Corrupt)
+            && let Some(bytes) = self.store.size(&key).await?
+            && bytes > RECORD_BYTES_MAX.into()
+        {
+            let hashed = u64::from(RECORD_BYTES_MAX) + 1;
+            read = self.store.get_range(&key, 0..hashed).await;
+        }
+        read.map_err(|error| match error.kind() {
                 Kind::Missing => Error::new(
                     Kind::Corrupt,
                     format!("{}: {key} is missing from the middle of the log", self.store.label()),
@@ -238,37 +267,39 @@ impl Repository {
             })
     }
 
-    fn replay(&self, mut head: Head, records: &[Bytes]) -> Result<Head> {
-        let mut decoded = Vec::with_capacity(records.len());
+    async fn replay(&self, mut head: Head, records: &[Bytes]) -> Result<Head> {
+        let mut batch = Vec::with_capacity(records.len());
         for bytes in records {
-            let number = head.number + 1;
+            let number = head.number.saturating_add(1);
             let hash = RecordHash::of(bytes);
-            decoded.push((number, hash, self.decode_record(head, bytes)?));
+            let content = match self.decode_record(head, bytes)? {
+                Ok((header, body)) => Replayed::Sound(header, body),
+                Err(reason) => Replayed::Void(reason),
+            };
+            batch.push(RecordToReplay {
+                number,
+                hash,
+                content,
+            });
             head = Head { number, hash };
         }
-        let batch: Vec<RecordToReplay<'_>> = decoded
-            .iter()
-            .map(|(number, hash, content)| RecordToReplay {
-                number: *number,
-                hash: *hash,
-                content: match content {
-                    Ok((header, body)) => Replayed::Sound(header, body),
-                    Err(reason) => Replayed::Void(reason.clone()),
-                },
-            })
-            .collect();
-        self.catalogue.replay(&batch)?;
+        // SQLite may wait for other processes: not on a thread of the runtime.
+        let catalogue = Arc::clone(&self.catalogue);
+        blocking(move || catalogue.replay(&batch)).await?;
         Ok(head)
     }
 
     /// `Ok(Err(reason))` is a void record; an error is a broken chain.
     fn decode_record(&self, head: Head, bytes: &[u8]) -> Result<Result<(Header, Body), String>> {
-        let key = record::object_key(head.number + 1);
+        let number = head.number.saturating_add(1);
+        let key = record::object_key(number);
         let header = match Header::decode(bytes, self.keys.root_public(), self.keys.repository()) {
             Ok(header) => header,
+            // Whoever skips what it does not know might sweep what a newer program still needs.
+            Err(error) if error.needs_newer_program() => return Err(self.damaged(&key, error)),
             Err(error) => return Ok(Err(format!("{key}: {error}"))),
         };
-        if header.number != head.number + 1 {
+        if header.number != number {
             return Ok(Err(format!(
                 "{key}: it says that it is record {}",
                 header.number
