@@ -5,7 +5,7 @@ mod writer;
 pub use writer::{LeafContent, OldTree, TreeWriter, WrittenTrees};
 
 use super::{PointDisk, Repository};
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use quick_cache::sync::Cache;
 use std::sync::Arc;
 use tidegate_protocol::limits::{FAN_OUT, LEAF_BYTES};
@@ -19,7 +19,7 @@ pub struct TreeReader {
     repository: Arc<Repository>,
     root: Option<PageRef>,
     levels: u8,
-    leaves: u64,
+    size_bytes: u64,
     inner: Cache<(u8, u64), Arc<Inner>>,
 }
 
@@ -35,14 +35,14 @@ impl TreeReader {
             repository: Arc::clone(repository),
             root: disk.root,
             levels: disk.levels,
-            leaves: leaf_count(disk.size_bytes),
+            size_bytes: disk.size_bytes,
             inner: Cache::new(INNER_PAGES_MAX),
         }
     }
 
     /// How many leaves the disk has, holes included.
     pub fn leaves(&self) -> u64 {
-        self.leaves
+        leaf_count(self.size_bytes)
     }
 
     /// The page of `level` (0 is a leaf) at `index` in its level; `None` is all hole, or outside.
@@ -77,9 +77,28 @@ impl TreeReader {
     /// The leaf at `index`, with its reference; `None` is all hole.
     pub async fn leaf(&self, index: u64) -> Result<Option<(PageRef, Leaf)>> {
         match self.page(0, index).await? {
-            Some(page) => Ok(Some((page, self.repository.leaf(&page).await?))),
+            Some(page) => Ok(Some((page, self.read_leaf(index, &page).await?))),
             None => Ok(None),
         }
+    }
+
+    /// Reads the leaf that stands at `index`, and checks that it covers its stretch of the disk,
+    /// no less and no more: whoever restores it writes nowhere else.
+    pub async fn read_leaf(&self, index: u64, page: &PageRef) -> Result<Leaf> {
+        let leaf = self.repository.leaf(page).await?;
+        let start = index.saturating_mul(LEAF_BYTES);
+        let expected = self.size_bytes.saturating_sub(start).min(LEAF_BYTES);
+        if leaf.length() != expected {
+            let found = leaf.length();
+            return Err(self.repository.damaged(
+                &page.location.pack.object_key(),
+                Error::new(
+                    Kind::Corrupt,
+                    format!("leaf {index} covers {found} bytes, {expected} were expected"),
+                ),
+            ));
+        }
+        Ok(leaf)
     }
 
     /// References of the leaves that hold data within one group of [`FAN_OUT`] leaves, with their
@@ -100,7 +119,7 @@ impl TreeReader {
 
     /// How many groups of leaves the disk has.
     pub fn groups(&self) -> u64 {
-        self.leaves.div_ceil(FAN_OUT as u64)
+        self.leaves().div_ceil(FAN_OUT as u64)
     }
 
     async fn read_inner(&self, page: &PageRef, level: u8, index: u64) -> Result<Arc<Inner>> {

@@ -192,7 +192,7 @@ impl<'a, F: FnMut() -> Result<PackRandom>> TreeWriter<'a, F> {
         bytes: &[u8],
         old: &mut impl OldTree,
     ) -> Result<()> {
-        if !self.frame.is_empty() && self.frame.len() + bytes.len() > FRAME_RAW_BYTES {
+        while !self.frame.is_empty() && self.frame.len() + bytes.len() > FRAME_RAW_BYTES {
             self.flush_frame(old)?;
         }
         self.in_frame.push(Pending {
@@ -317,9 +317,10 @@ impl<'a, F: FnMut() -> Result<PackRandom>> TreeWriter<'a, F> {
             }
         }
         // References to the open pack hold only for pages of that pack: make sure that this page
-        // goes there, by having room for it before its content is fixed.
+        // goes there, by having room for it before its content is fixed. Flushing may complete other
+        // inner pages, which take room again.
         let longest = 16 + children.len() * 128;
-        if !self.frame.is_empty() && self.frame.len() + longest > FRAME_RAW_BYTES {
+        while !self.frame.is_empty() && self.frame.len() + longest > FRAME_RAW_BYTES {
             self.flush_frame(old)?;
         }
         let page = Inner {
@@ -367,3 +368,6 @@ fn bounded(length: usize) -> u32 {
 fn incomplete() -> Error {
     Error::new(Kind::Bug, "a disk's tree was not given all of its leaves")
 }
+
+#[cfg(test)]
+mod tests;
