@@ -18,7 +18,7 @@ mod draft;
 mod publish;
 mod worker;
 
-use crate::chunk::{SPAN_BYTES, partition};
+use crate::chunk::partition;
 use crate::clock;
 use crate::error::{Error, Kind, Result};
 use crate::progress::Progress;
@@ -36,8 +36,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread;
 use tidegate_protocol::ids::{PackId, PointId, RunId};
+use tidegate_protocol::limits::{DISKS_MAX, NAME_BYTES_MAX, PACK_BYTES_MAX};
 use tidegate_protocol::page;
 use tidegate_protocol::record::{self, Body, Consistency, PointCommitted, StoredPageRef};
+use tidegate_protocol::segment::Segment;
 use tokio_util::sync::CancellationToken;
 use worker::{Disk, Finished, Made, Parent, Shared, Worker};
 
@@ -45,7 +47,7 @@ use worker::{Disk, Finished, Made, Parent, Shared, Worker};
 const MADE_IN_FLIGHT: usize = 16;
 
 /// How often a run goes back to the disks because a pack it needs was swept meanwhile.
-const RUNS_MAX: usize = 3;
+const PASSES_MAX: usize = 3;
 
 /// A machine to back up.
 pub struct BackupRequest {
@@ -158,10 +160,27 @@ pub async fn backup(
     stop: CancellationToken,
 ) -> Result<BackupSummary> {
     check(&request)?;
+    let run = RunId(clock::random()?);
+    let mut published = Published::default();
+    let done = passes(repository, &request, run, &progress, &stop, &mut published).await;
+    if done.is_err() {
+        published.abandon(repository, run, &request.machine).await;
+    }
+    done
+}
+
+/// Goes over the disks until there is a point, or an error.
+async fn passes(
+    repository: &Arc<Repository>,
+    request: &BackupRequest,
+    run_id: RunId,
+    progress: &Arc<Progress>,
+    stop: &CancellationToken,
+    published: &mut Published,
+) -> Result<BackupSummary> {
     let started = std::time::Instant::now();
     let requests_before = repository.store().requests().total();
     let taken_unix_ns = clock::now_unix_ns();
-    let request = Arc::new(request);
     let virtual_bytes: u64 = request
         .disks
         .iter()
@@ -169,19 +188,28 @@ pub async fn backup(
         .sum();
     progress.add_total(virtual_bytes);
     let mut total = Totals::default();
-    let mut packs = 0;
-    let mut stored_bytes = 0;
-    let mut runs = 0;
+    let mut dry_bytes = 0;
+    let mut passes = 0;
     loop {
-        runs += 1;
+        passes += 1;
         let parent = repository.points(Some(&request.machine))?.pop();
-        let outcome = run(repository, &request, parent.as_ref(), &progress, &stop).await?;
+        let outcome = run(
+            repository,
+            request,
+            run_id,
+            parent.as_ref(),
+            progress,
+            stop,
+            published,
+        )
+        .await?;
         total.read_bytes += outcome.totals.read_bytes;
         total.new_bytes += outcome.totals.new_bytes;
         total.allocated_bytes = outcome.totals.allocated_bytes;
         total.chunks = outcome.totals.chunks;
-        packs += outcome.published.packs;
-        stored_bytes += outcome.stored_bytes;
+        if request.dry_run {
+            dry_bytes += outcome.assembled.stored_bytes;
+        }
         let mut summary = BackupSummary {
             point: None,
             machine: request.machine.clone(),
@@ -189,24 +217,25 @@ pub async fn backup(
             allocated_bytes: total.allocated_bytes,
             read_bytes: total.read_bytes,
             new_bytes: total.new_bytes,
-            stored_bytes,
+            stored_bytes: published.stored_bytes + dry_bytes,
             chunks: total.chunks,
-            packs,
+            packs: published.packs,
             requests: 0,
             seconds: 0.0,
             mode: match parent {
                 Some(_) => Mode::Incremental,
                 None => Mode::Full,
             },
-            reason: reason(parent.as_ref(), &outcome),
+            reason: reason(request, parent.as_ref(), &outcome),
         };
         if !request.dry_run {
             let point = PointId(clock::random()?);
             let body = point_record(
                 point,
-                &request,
+                request,
                 parent.as_ref(),
                 &outcome,
+                published,
                 &summary,
                 taken_unix_ns,
             );
@@ -227,8 +256,11 @@ pub async fn backup(
                 })
                 .await;
             match committed {
-                Ok(_) => summary.point = Some(point),
-                Err(error) if error.kind() == Kind::Conflict && runs < RUNS_MAX => {
+                Ok(_) => {
+                    summary.point = Some(point);
+                    published.settle(repository).await;
+                }
+                Err(error) if error.kind() == Kind::Conflict && passes < PASSES_MAX => {
                     tracing::warn!(
                         error = error.chain(),
                         "reading the disks again for what is missing"
@@ -247,25 +279,27 @@ pub async fn backup(
 /// One pass over the disks.
 struct Outcome {
     totals: Totals,
+    /// Every pack that the new point refers to, also those that this run has written.
     referenced: HashSet<PackId>,
-    published: Published,
     assembled: Assembled,
     run: RunId,
-    stored_bytes: u64,
     parent_damaged: bool,
 }
 
+/// What it published is added to `published`, also where it fails.
 async fn run(
     repository: &Arc<Repository>,
-    request: &Arc<BackupRequest>,
+    request: &BackupRequest,
+    run: RunId,
     parent: Option<&Point>,
     progress: &Arc<Progress>,
     stop: &CancellationToken,
+    published: &mut Published,
 ) -> Result<Outcome> {
     let index = repository.index().await?;
     let claims = Arc::new(Claims::default());
     let landed: Arc<Landed> = Arc::default();
-    let run = RunId(clock::random()?);
+    let halt = stop.child_token();
     let shared = Shared {
         repository: Arc::clone(repository),
         disks: open_disks(repository, request, parent).await?,
@@ -273,7 +307,7 @@ async fn run(
         claims,
         settings: request.settings.clone(),
         progress: Arc::clone(progress),
-        stop: stop.child_token(),
+        stop: halt.clone(),
         runtime: tokio::runtime::Handle::current(),
         next_span: AtomicU64::new(0),
     };
@@ -281,7 +315,7 @@ async fn run(
     let (publisher, to_publish) = if request.dry_run {
         (None, None)
     } else {
-        let publisher = Publisher {
+        let mut publisher = Publisher {
             repository: Arc::clone(repository),
             index,
             landed: Arc::clone(&landed),
@@ -289,7 +323,13 @@ async fn run(
             run,
             machine: request.machine.clone(),
             uploads_in_flight: request.settings.uploads_in_flight.max(1),
+            halt: halt.clone(),
+            stop: stop.clone(),
+            segment: Segment::default(),
+            published: std::mem::take(published),
         };
+        // Before the first chunk is looked up: what is no longer there must not be referred to.
+        publisher.take_over_orphans().await?;
         (Some(tokio::spawn(publisher.run(packs))), Some(to_publish))
     };
     let cut = blocking(move || {
@@ -302,36 +342,33 @@ async fn run(
         done.map(|(finished, assembled)| (finished, assembled, damaged))
     })
     .await;
-    let published = match publisher {
-        None => Ok(Published::default()),
-        Some(publisher) => publisher.await.unwrap_or_else(|error| {
-            Err(Error::new(Kind::Bug, "the publishing task broke down").caused_by(error))
-        }),
+    let outcome = match publisher {
+        None => Ok(()),
+        Some(publisher) => match publisher.await {
+            Ok((all, outcome)) => {
+                *published = all;
+                outcome
+            }
+            Err(error) => {
+                Err(Error::new(Kind::Bug, "the publishing task broke down").caused_by(error))
+            }
+        },
     };
     // What the store said comes first: the threads only noticed that nobody listens any more.
-    let published = published?;
-    let (finished, assembled, parent_damaged) = cut?;
+    outcome?;
     if stop.is_cancelled() {
-        if !published.segments.is_empty() {
-            let segments = &published.segments;
-            Publisher::announce_abandoned(repository, run, &request.machine, segments).await?;
-        }
         return Err(Error::new(
             Kind::Interrupted,
             format!("the backup of {} was stopped as asked", request.machine),
         )
         .advise("run it again: it goes on from what has landed"));
     }
+    let (finished, assembled, parent_damaged) = cut?;
     let mut referenced = finished.referenced;
     referenced.extend(&assembled.referenced);
     Ok(Outcome {
         totals: finished.totals,
         referenced,
-        stored_bytes: match request.dry_run {
-            true => assembled.stored_bytes,
-            false => published.stored_bytes,
-        },
-        published,
         assembled,
         run,
         parent_damaged,
@@ -402,7 +439,7 @@ impl Finished {
 
 async fn open_disks(
     repository: &Arc<Repository>,
-    request: &Arc<BackupRequest>,
+    request: &BackupRequest,
     parent: Option<&Point>,
 ) -> Result<Vec<Disk>> {
     let mut disks = Vec::with_capacity(request.disks.len());
@@ -439,7 +476,7 @@ fn check(request: &BackupRequest) -> Result<()> {
     }
     let name_is_fit = |name: &str| {
         !name.is_empty()
-            && name.len() <= 255
+            && name.len() <= NAME_BYTES_MAX
             && !name.contains(['@', '/'])
             && !name.contains(char::is_control)
     };
@@ -449,8 +486,25 @@ fn check(request: &BackupRequest) -> Result<()> {
             request.machine
         ));
     }
+    let text_is_fit = |text: &str| text.len() <= NAME_BYTES_MAX && !text.contains(char::is_control);
+    if !text_is_fit(&request.host) {
+        return bad(format!(
+            "{:?} is no name for a host: at most {NAME_BYTES_MAX} bytes without control characters",
+            request.host
+        ));
+    }
+    if request.disks.len() > DISKS_MAX {
+        return bad(format!(
+            "machine {:?} has {} disks, at most {DISKS_MAX} are possible",
+            request.machine,
+            request.disks.len()
+        ));
+    }
     let mut names = HashSet::new();
     for disk in &request.disks {
+        if !text_is_fit(&disk.format) {
+            return bad(format!("{:?} is no name for a format", disk.format));
+        }
         if !name_is_fit(&disk.name) || !names.insert(&disk.name) {
             return bad(format!(
                 "{:?} is no name for a disk of {}: it must be unique, without '@', '/' and control characters",
@@ -464,29 +518,37 @@ fn check(request: &BackupRequest) -> Result<()> {
             ));
         }
     }
-    let packs = SPAN_BYTES..=u64::from(tidegate_protocol::limits::PACK_BYTES_MAX) / 2;
-    if u64::from(request.settings.pack_bytes) > *packs.end() {
+    let pack_bytes_max = PACK_BYTES_MAX / 2;
+    if request.settings.pack_bytes > pack_bytes_max {
         return bad(format!(
-            "packs of {} bytes are too large: at most {}",
-            request.settings.pack_bytes,
-            packs.end()
+            "packs of {} bytes are too large: at most {pack_bytes_max}",
+            request.settings.pack_bytes
         ));
     }
     Ok(())
 }
 
-fn reason(parent: Option<&Point>, outcome: &Outcome) -> String {
-    match parent {
-        None => "first recovery point of this machine".to_owned(),
-        Some(point) if outcome.parent_damaged => format!(
+fn reason(request: &BackupRequest, parent: Option<&Point>, outcome: &Outcome) -> String {
+    let Some(point) = parent else {
+        return "first recovery point of this machine".to_owned();
+    };
+    if outcome.parent_damaged {
+        return format!(
             "the tree of point {} is damaged: compared with all that the repository has",
             point.id.short()
-        ),
-        Some(point) => format!(
-            "no change tracking: all data was read and compared with point {}",
-            point.id.short()
-        ),
+        );
     }
+    let is_new = |disk: &&DiskToBackUp| !point.disks.iter().any(|old| old.name == disk.name);
+    let new: Vec<_> = request.disks.iter().filter(is_new).collect();
+    let names: Vec<_> = new.iter().map(|disk| disk.name.as_str()).collect();
+    let mut reason = format!(
+        "no change tracking: all data was read and compared with point {}",
+        point.id.short()
+    );
+    if !names.is_empty() {
+        reason.push_str(&format!(", which has no disk {}", names.join(", ")));
+    }
+    reason
 }
 
 fn point_record(
@@ -494,6 +556,7 @@ fn point_record(
     request: &BackupRequest,
     parent: Option<&Point>,
     outcome: &Outcome,
+    published: &Published,
     summary: &BackupSummary,
     taken_unix_ns: u64,
 ) -> Body {
@@ -515,13 +578,8 @@ fn point_record(
         consistency: Consistency::Offline.tag(),
         taken_unix_ns,
         finished_unix_ns: clock::now_unix_ns(),
-        segments: outcome
-            .published
-            .segments
-            .iter()
-            .map(|id| id.0.to_vec())
-            .collect(),
-        tree_packs: outcome.published.tree_packs.clone(),
+        segments: published.segment_ids(),
+        tree_packs: published.tree_packs.clone(),
         run: outcome.run.0.to_vec(),
         host: request.host.clone(),
         totals: Some(record::Totals {

@@ -8,13 +8,12 @@
 //!               └────all placed────► tree ──► tree packs ──► publisher
 //! ```
 
-use super::claims::Claims;
 use super::draft::{self, DraftExtent, LeafDraft};
 use super::publish::ToPublish;
 use super::worker::{Disk, Made, Shared};
 use crate::clock;
 use crate::error::{Error, Kind, Result};
-use crate::repository::index::IndexReader;
+use crate::repository::index::{Index, IndexReader};
 use crate::repository::refused;
 use crate::repository::tree::{LeafContent, OldTree, TreeWriter};
 use std::collections::{HashMap, HashSet};
@@ -37,7 +36,8 @@ pub(super) type Landed = Mutex<Vec<Vec<ChunkId>>>;
 pub(super) struct Assembled {
     /// Every disk's root; empty when the run was stopped.
     pub(super) roots: Vec<Option<PageRef>>,
-    /// Tree packs of the parent that the new trees refer to.
+    /// Packs that this run has written, packs in which waiting chunks were found, and tree packs of
+    /// the parent that the new trees refer to.
     pub(super) referenced: HashSet<PackId>,
     /// Bytes of packs, also on a dry run.
     pub(super) stored_bytes: u64,
@@ -57,6 +57,9 @@ pub(super) struct Assembler<'a, F> {
     places: HashMap<ChunkId, Location>,
     waiting: Vec<Waiting>,
     waiting_extents: usize,
+    /// Data packs that this run has written.
+    own: HashSet<PackId>,
+    referenced: HashSet<PackId>,
     stored_bytes: u64,
 }
 
@@ -79,6 +82,7 @@ pub(super) fn assembler<'a>(
         old: OldTrees {
             disks: &shared.disks,
             runtime: &shared.runtime,
+            index: &shared.index,
             referenced: HashSet::new(),
         },
         index: shared.index.reader()?,
@@ -90,6 +94,8 @@ pub(super) fn assembler<'a>(
         places: HashMap::new(),
         waiting: Vec::new(),
         waiting_extents: 0,
+        own: HashSet::new(),
+        referenced: HashSet::new(),
         stored_bytes: 0,
     })
 }
@@ -120,17 +126,20 @@ impl<F: FnMut() -> Result<PackRandom>> Assembler<'_, F> {
         }
         if !self.waiting.is_empty() {
             return Err(Error::new(
-                Kind::Bug,
-                "a leaf waits for a chunk that nobody stores",
-            ));
+                Kind::Conflict,
+                "chunks of this run are no longer in the local cache: it was emptied meanwhile",
+            )
+            .advise("run the backup again"));
         }
         let (trees, packs) = self.tree.finish(&mut self.old)?;
         for pack in packs {
             assembled.stored_bytes += pack.bytes.len() as u64;
+            self.referenced.insert(pack.id);
             publish(self.out.as_ref(), ToPublish::tree(pack))?;
         }
         assembled.roots = trees.roots;
         assembled.referenced = self.old.referenced;
+        assembled.referenced.extend(self.referenced);
         Ok(assembled)
     }
 
@@ -174,6 +183,7 @@ impl<F: FnMut() -> Result<PackRandom>> Assembler<'_, F> {
             return Ok(());
         };
         let sealed = pack.finish();
+        self.own.insert(sealed.id);
         self.stored_bytes += sealed.bytes.len() as u64;
         let mut chunks = std::mem::take(&mut self.open);
         for (chunk, location) in &mut chunks {
@@ -208,15 +218,20 @@ impl<F: FnMut() -> Result<PackRandom>> Assembler<'_, F> {
 
     /// Puts the leaf into the tree if all its chunks have a place, or lets it wait.
     fn settle(&mut self, leaf: Waiting) -> Result<()> {
-        let (places, index) = (&self.places, &mut self.index);
+        let (places, index, own) = (&self.places, &mut self.index, &self.own);
+        let unusable = self.shared.index.unusable();
+        let usable =
+            |place: &Location| own.contains(&place.pack) || !unusable.contains(&place.pack);
         let mut failure = None;
         let settled = draft::settle(&leaf.extents, |chunk| {
             places.get(chunk).copied().or_else(|| {
-                // Its pack may have landed meanwhile: then the index has it.
-                index.known(chunk).unwrap_or_else(|error| {
+                // Its pack may have landed meanwhile: then the index has it. Should that pack of our
+                // own have been condemned since, the commit finds out whether it was swept too.
+                let place = index.anywhere(chunk).unwrap_or_else(|error| {
                     failure = Some(error);
                     None
-                })
+                });
+                place.filter(usable)
             })
         });
         if let Some(error) = failure {
@@ -224,6 +239,9 @@ impl<F: FnMut() -> Result<PackRandom>> Assembler<'_, F> {
         }
         match settled {
             Some(settled) => {
+                let slices = settled.extents.iter().filter_map(|extent| extent.slice);
+                self.referenced
+                    .extend(slices.map(|slice| slice.location.pack));
                 let content = draft::content(&settled, self.shared.repository.keys())?;
                 self.place(leaf.disk, leaf.index, content)
             }
@@ -241,6 +259,7 @@ impl<F: FnMut() -> Result<PackRandom>> Assembler<'_, F> {
 
     fn send_tree_packs(&mut self) -> Result<()> {
         for pack in self.tree.take_finished() {
+            self.referenced.insert(pack.id);
             self.stored_bytes += pack.bytes.len() as u64;
             publish(self.out.as_ref(), ToPublish::tree(pack))?;
         }
@@ -253,13 +272,9 @@ impl<F: FnMut() -> Result<PackRandom>> Assembler<'_, F> {
             std::mem::take(&mut *self.landed.lock().unwrap_or_else(PoisonError::into_inner));
         for chunk in landed.iter().flatten() {
             self.places.remove(chunk);
-            release(&self.shared.claims, chunk);
+            self.shared.claims.release(chunk);
         }
     }
-}
-
-fn release(claims: &Claims, chunk: &ChunkId) {
-    claims.release(chunk);
 }
 
 fn publish(out: Option<&Sender<ToPublish>>, pack: ToPublish) -> Result<()> {
@@ -290,6 +305,7 @@ fn pack_random() -> Result<PackRandom> {
 struct OldTrees<'a> {
     disks: &'a [Disk],
     runtime: &'a tokio::runtime::Handle,
+    index: &'a Index,
     referenced: HashSet<PackId>,
 }
 
@@ -303,7 +319,13 @@ impl OldTree for OldTrees<'_> {
         let Some(parent) = self.disks.get(disk).and_then(|disk| disk.parent.as_ref()) else {
             return Ok(None);
         };
-        let found = self.runtime.block_on(parent.tree.inner(level, index))?;
+        let found = match self.runtime.block_on(parent.tree.inner(level, index)) {
+            // What cannot be read is not referred to: a new page takes its place.
+            Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Missing) => None,
+            found => found?,
+        };
+        let unusable = self.index.unusable();
+        let found = found.filter(|(page, _)| !unusable.contains(&page.location.pack));
         if let Some((page, _)) = &found {
             self.referenced.insert(page.location.pack);
         }

@@ -11,22 +11,35 @@ use crate::repository::index::{Index, LandedPack};
 use crate::repository::{Repository, blocking, refused};
 use bytes::Bytes;
 use futures::{StreamExt, stream};
+use std::collections::HashSet;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use tidegate_protocol::ids::{ChunkId, PackId, RunId, SegmentId};
-use tidegate_protocol::limits::PACK_BYTES_MAX;
-use tidegate_protocol::pack::{Footer, Location, SealedPack};
+use tidegate_protocol::pack::{
+    Footer, HEADER_BYTES_MAX, Location, PackHeader, SealedPack, footer_range,
+};
 use tidegate_protocol::record::{Body, PackSize, RunAnnounced};
 use tidegate_protocol::segment::Segment;
 use tokio::sync::mpsc::Receiver;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 /// How long packs may stand in the store before a segment names them to everybody.
 const SEGMENT_EVERY: Duration = Duration::from_secs(60);
 
+/// Chunks for which a segment is written earlier: some 40 MB of memory.
+const SEGMENT_ENTRIES: usize = 400_000;
+
+/// How long a stopped run waits for what it has under way. What does not land by then is done again
+/// by the next run.
+const STOP_GRACE: Duration = Duration::from_secs(10);
+
 /// Packs of an interrupted run that are looked at together.
 const ORPHANS_IN_FLIGHT: usize = 8;
+
+/// Read from a pack's end in the hope that its footer is no longer.
+const FOOTER_GUESS_BYTES: u64 = 256 << 10;
 
 /// A pack on its way.
 pub(super) struct ToPublish {
@@ -57,10 +70,70 @@ impl ToPublish {
 /// What was published.
 #[derive(Default)]
 pub(super) struct Published {
-    pub(super) segments: Vec<SegmentId>,
+    /// Segments, with the packs that they index.
+    segments: Vec<(SegmentId, Vec<PackId>)>,
+    /// How many of the segments, from the front, the log names already.
+    announced: usize,
     pub(super) tree_packs: Vec<PackSize>,
     pub(super) packs: u64,
     pub(super) stored_bytes: u64,
+}
+
+impl Published {
+    pub(super) fn segment_ids(&self) -> Vec<Vec<u8>> {
+        ids_of(&self.segments)
+    }
+
+    /// The log names every segment: their packs are nobody's orphans any more.
+    pub(super) async fn settle(&mut self, repository: &Arc<Repository>) {
+        let settled = match repository.index().await {
+            Ok(index) => self.assign(&index).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = settled {
+            // The next run takes the packs over once more, which does no harm.
+            tracing::warn!(error = error.chain(), "the local index is behind the log");
+        }
+    }
+
+    async fn assign(&mut self, index: &Arc<Index>) -> Result<()> {
+        let fresh = self.segments[self.announced..].to_vec();
+        let index = Arc::clone(index);
+        blocking(move || {
+            fresh
+                .iter()
+                .try_for_each(|(id, packs)| index.assign_segment(packs, *id))
+        })
+        .await?;
+        self.announced = self.segments.len();
+        Ok(())
+    }
+
+    /// Tells everybody of the segments of a run that does not end with a point, if that can be done
+    /// soon: else this host's next run finds their packs in the local index.
+    pub(super) async fn abandon(
+        &mut self,
+        repository: &Arc<Repository>,
+        run: RunId,
+        machine: &str,
+    ) {
+        if self.segments.is_empty() {
+            return;
+        }
+        let fresh = ids_of(&self.segments[self.announced..]);
+        let announced = announce(repository, run, machine, fresh, true);
+        match tokio::time::timeout(STOP_GRACE, announced).await {
+            Ok(Ok(())) => self.settle(repository).await,
+            Ok(Err(error)) => {
+                tracing::warn!(error = error.chain(), "a stopped run was not announced");
+            }
+            Err(_) => tracing::warn!("a stopped run was not announced in time"),
+        }
+    }
+}
+
+fn ids_of(segments: &[(SegmentId, Vec<PackId>)]) -> Vec<Vec<u8>> {
+    segments.iter().map(|(id, _)| id.0.to_vec()).collect()
 }
 
 pub(super) struct Publisher {
@@ -71,6 +144,13 @@ pub(super) struct Publisher {
     pub(super) run: RunId,
     pub(super) machine: String,
     pub(super) uploads_in_flight: usize,
+    /// Cancelled when publishing fails: then there is no use in reading on.
+    pub(super) halt: CancellationToken,
+    /// Cancelled when the operator asks to stop.
+    pub(super) stop: CancellationToken,
+    /// What the next segment will hold.
+    pub(super) segment: Segment,
+    pub(super) published: Published,
 }
 
 struct Arrived {
@@ -80,11 +160,28 @@ struct Arrived {
 }
 
 impl Publisher {
-    /// Publishes all that comes, then what is left; returns when everything is durable.
-    pub(super) async fn run(self, mut packs: Receiver<ToPublish>) -> Result<Published> {
-        let mut published = Published::default();
-        let mut segment = Segment::default();
-        self.take_over_orphans(&mut segment).await?;
+    /// Publishes all that comes, then what is left; returns when everything is durable. What was
+    /// published comes back also where it fails.
+    pub(super) async fn run(mut self, packs: Receiver<ToPublish>) -> (Published, Result<()>) {
+        let stop = self.stop.clone();
+        let given_up = async {
+            stop.cancelled().await;
+            tokio::time::sleep(STOP_GRACE).await;
+        };
+        let done = tokio::select! {
+            done = self.publish(packs) => done,
+            () = given_up => {
+                tracing::warn!("what was under way when the run was stopped did not land in time");
+                Ok(())
+            }
+        };
+        if done.is_err() {
+            self.halt.cancel();
+        }
+        (self.published, done)
+    }
+
+    async fn publish(&mut self, mut packs: Receiver<ToPublish>) -> Result<()> {
         let mut last_segment = Instant::now();
         let mut uploads = JoinSet::new();
         let mut open = true;
@@ -98,58 +195,32 @@ impl Publisher {
                     let arrived = arrived.map_err(|error| {
                         Error::new(Kind::Bug, "an upload broke down").caused_by(error)
                     })??;
-                    self.arrived(arrived, &mut segment, &mut published).await?;
+                    self.arrived(arrived).await?;
                 }
             }
             // Short runs need no announcement: their one segment is named by the point itself.
-            if open && last_segment.elapsed() >= SEGMENT_EVERY && !segment.entries.is_empty() {
-                let id = self
-                    .put_segment(std::mem::take(&mut segment), &mut published)
-                    .await?;
-                self.announce(&[id], false).await?;
-                published.segments.push(id);
+            let due = last_segment.elapsed() >= SEGMENT_EVERY
+                || self.segment.entries.len() >= SEGMENT_ENTRIES;
+            if open && due && !self.segment.entries.is_empty() {
+                self.put_segment().await?;
+                let fresh = ids_of(&self.published.segments[self.published.announced..]);
+                announce(&self.repository, self.run, &self.machine, fresh, false).await?;
+                self.published.assign(&self.index).await?;
                 last_segment = Instant::now();
             }
         }
-        if !segment.entries.is_empty() {
-            let id = self.put_segment(segment, &mut published).await?;
-            published.segments.push(id);
+        if self.segment.entries.is_empty() {
+            return Ok(());
         }
-        Ok(published)
+        self.put_segment().await
     }
 
-    /// Tells everybody of segments of a run that does not end with a point.
-    pub(super) async fn announce_abandoned(
-        repository: &Repository,
-        run: RunId,
-        machine: &str,
-        segments: &[SegmentId],
-    ) -> Result<()> {
-        announce(repository, run, machine, segments, true).await
-    }
-
-    async fn announce(&self, segments: &[SegmentId], abandoned: bool) -> Result<()> {
-        announce(
-            &self.repository,
-            self.run,
-            &self.machine,
-            segments,
-            abandoned,
-        )
-        .await
-    }
-
-    async fn arrived(
-        &self,
-        arrived: Arrived,
-        segment: &mut Segment,
-        published: &mut Published,
-    ) -> Result<()> {
-        published.packs += 1;
-        published.stored_bytes += arrived.bytes;
+    async fn arrived(&mut self, arrived: Arrived) -> Result<()> {
+        self.published.packs += 1;
+        self.published.stored_bytes += arrived.bytes;
         self.progress.add_stored(arrived.bytes);
         let Some(chunks) = arrived.chunks else {
-            published.tree_packs.push(PackSize {
+            self.published.tree_packs.push(PackSize {
                 pack: arrived.id.0.to_vec(),
                 bytes: arrived.bytes,
             });
@@ -168,15 +239,19 @@ impl Publisher {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .push(ids);
-        add_to_segment(segment, id, bytes, chunks);
+        self.add_to_segment(id, bytes, chunks);
         Ok(())
     }
 
-    async fn put_segment(
-        &self,
-        mut segment: Segment,
-        published: &mut Published,
-    ) -> Result<SegmentId> {
+    fn add_to_segment(&mut self, pack: PackId, bytes: u64, chunks: Vec<(ChunkId, Location)>) {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        self.segment.packs.push((pack, bytes));
+        self.segment.entries.extend(chunks);
+    }
+
+    /// Stores what was gathered. Its packs stay this host's orphans until the log names the segment.
+    async fn put_segment(&mut self) -> Result<()> {
+        let mut segment = std::mem::take(&mut self.segment);
         let packs: Vec<PackId> = segment.packs.iter().map(|(pack, _)| *pack).collect();
         let salt = clock::random()?;
         let repository = Arc::clone(&self.repository);
@@ -187,18 +262,33 @@ impl Publisher {
         store
             .create_named_by_content(&id.object_key(), bytes.into())
             .await?;
-        published.stored_bytes += length;
+        self.published.stored_bytes += length;
+        self.published.segments.push((id, packs));
         self.progress.add_stored(length);
-        let index = Arc::clone(&self.index);
-        blocking(move || index.assign_segment(&packs, id)).await?;
-        Ok(id)
+        Ok(())
     }
 
     /// Packs that an interrupted run of this host left in the store without a segment go into ours.
-    async fn take_over_orphans(&self, segment: &mut Segment) -> Result<()> {
-        let orphans = self.index.orphans()?;
+    pub(super) async fn take_over_orphans(&mut self) -> Result<()> {
+        let index = Arc::clone(&self.index);
+        let orphans = blocking(move || index.orphans()).await?;
+        let unusable = self.index.unusable();
+        // A pass before this one may have indexed them already.
+        let indexed: HashSet<PackId> = self
+            .published
+            .segments
+            .iter()
+            .flat_map(|(_, packs)| packs.iter().copied())
+            .collect();
+        let repository = Arc::clone(&self.repository);
         let mut footers = stream::iter(orphans)
-            .map(|pack| async move { (pack, self.footer(pack).await) })
+            .filter(|pack| {
+                std::future::ready(!unusable.contains(&pack.id) && !indexed.contains(&pack.id))
+            })
+            .map(|pack| {
+                let repository = Arc::clone(&repository);
+                async move { (pack, footer(&repository, pack).await) }
+            })
             .buffer_unordered(ORPHANS_IN_FLIGHT);
         while let Some((pack, footer)) = footers.next().await {
             match footer {
@@ -207,38 +297,57 @@ impl Publisher {
                         .locations(pack.id)
                         .map(|(id, location)| (ChunkId(id), location))
                         .collect();
-                    add_to_segment(segment, pack.id, pack.bytes, chunks);
+                    self.add_to_segment(pack.id, pack.bytes, chunks);
                 }
                 Err(error) if matches!(error.kind(), Kind::Missing | Kind::Corrupt) => {
                     tracing::warn!(pack = %pack.id, error = error.chain(), "a pack of an interrupted run cannot be used: its chunks are stored again");
-                    self.index.forget(&pack)?;
+                    let index = Arc::clone(&self.index);
+                    blocking(move || index.forget(&pack)).await?;
                 }
                 Err(error) => return Err(error),
             }
         }
         Ok(())
     }
+}
 
-    async fn footer(&self, pack: LandedPack) -> Result<Footer> {
-        let key = pack.id.object_key();
-        let bytes = self
-            .repository
-            .store()
-            .get(&key, PACK_BYTES_MAX.into())
-            .await?;
-        let repository = Arc::clone(&self.repository);
-        blocking(move || {
-            Footer::open(&bytes, repository.keys()).map_err(|error| repository.damaged(&key, error))
-        })
-        .await
+/// A pack's table of contents, without the pack.
+async fn footer(repository: &Arc<Repository>, pack: LandedPack) -> Result<Footer> {
+    let key = pack.id.object_key();
+    let store = repository.store();
+    let damaged = |error| repository.damaged(&key, error);
+    let header_end = pack.bytes.min(HEADER_BYTES_MAX as u64);
+    let header = store.get_range(&key, 0..header_end).await?;
+    let mut start = pack.bytes.saturating_sub(FOOTER_GUESS_BYTES);
+    let mut tail = store.get_range(&key, start..pack.bytes).await?;
+    let trailer = tail.last_chunk().ok_or_else(|| {
+        let error = Error::new(Kind::Corrupt, format!("it has only {} bytes", pack.bytes));
+        repository.damaged(&key, error)
+    })?;
+    let range = footer_range(pack.bytes, trailer).map_err(damaged)?;
+    if range.start < start {
+        start = range.start;
+        tail = store.get_range(&key, range.clone()).await?;
     }
+    let repository = Arc::clone(repository);
+    blocking(move || {
+        let damaged = |error| repository.damaged(&key, error);
+        let header = PackHeader::decode(&header).map_err(damaged)?;
+        let length = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
+        let from = usize::try_from(range.start - start).unwrap_or(usize::MAX);
+        let sealed = tail
+            .get(from..from.saturating_add(length))
+            .unwrap_or_default();
+        Footer::open_part(&header, sealed, repository.keys(), range.start).map_err(damaged)
+    })
+    .await
 }
 
 async fn announce(
     repository: &Repository,
     run: RunId,
     machine: &str,
-    segments: &[SegmentId],
+    segments: Vec<Vec<u8>>,
     abandoned: bool,
 ) -> Result<()> {
     repository
@@ -246,7 +355,7 @@ async fn announce(
             Ok(Body::RunAnnounced(RunAnnounced {
                 run: run.0.to_vec(),
                 machine: machine.to_owned(),
-                segments: segments.iter().map(|id| id.0.to_vec()).collect(),
+                segments: segments.clone(),
                 abandoned,
             }))
         })
@@ -275,16 +384,4 @@ async fn upload(repository: Arc<Repository>, pack: ToPublish) -> Result<Arrived>
         bytes: length,
         chunks: pack.chunks,
     })
-}
-
-fn add_to_segment(
-    segment: &mut Segment,
-    pack: PackId,
-    bytes: u64,
-    chunks: Vec<(ChunkId, Location)>,
-) {
-    segment
-        .packs
-        .push((pack, u32::try_from(bytes).unwrap_or(u32::MAX)));
-    segment.entries.extend(chunks);
 }

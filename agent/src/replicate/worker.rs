@@ -31,6 +31,10 @@ const WINDOW_BYTES: usize = 1 << 20;
 /// Raw bytes compressed and sealed together.
 const FRAME_RAW_BYTES: usize = 256 << 10;
 
+/// Spans after which chunks in hand are handed on, however few they are: leaves all over the disk may
+/// be waiting for one of them.
+const SPANS_IN_HAND_MAX: u32 = 8;
+
 /// What the cutting threads hand on.
 pub(super) enum Made {
     /// New chunks, compressed.
@@ -94,6 +98,7 @@ pub(super) struct Worker<'a> {
     frame: Vec<u8>,
     items: Vec<(ChunkId, u32)>,
     compressor: Compressor<'static>,
+    spans_in_hand: u32,
     unusable: Arc<HashSet<PackId>>,
     last_referenced: Option<PackId>,
     finished: Finished,
@@ -121,6 +126,7 @@ impl<'a> Worker<'a> {
             items: Vec::new(),
             compressor: Compressor::new(shared.settings.compression_level)
                 .map_err(|error| Error::io("cannot make a compressor", error))?,
+            spans_in_hand: 0,
             unusable: shared.index.unusable(),
             last_referenced: None,
             finished: Finished::default(),
@@ -135,6 +141,10 @@ impl<'a> Worker<'a> {
                 break;
             };
             self.span(disk, span)?;
+            self.spans_in_hand += 1;
+            if self.spans_in_hand >= SPANS_IN_HAND_MAX {
+                self.flush_frame()?;
+            }
         }
         self.flush_frame()?;
         Ok(self.finished)
@@ -290,7 +300,10 @@ impl<'a> Worker<'a> {
         if self.shared.claims.contains(&chunk) {
             return Ok(pending);
         }
-        if let Some(location) = self.index.known(&chunk)? {
+        // A place of another length is nonsense that somebody wrote into a segment.
+        if let Some(location) = self.index.known(&chunk)?
+            && location.length as usize == bytes.len()
+        {
             return Ok(Part::Known(Slice {
                 chunk,
                 offset: 0,
@@ -316,6 +329,7 @@ impl<'a> Worker<'a> {
     }
 
     fn flush_frame(&mut self) -> Result<()> {
+        self.spans_in_hand = 0;
         if self.items.is_empty() {
             return Ok(());
         }
