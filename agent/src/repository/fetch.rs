@@ -107,7 +107,8 @@ fn plan_with_gap(group: &[Want], first: usize, gap: u64, reads: &mut Vec<Read>) 
             _ => {
                 reads.extend(open.take());
                 // The pack's header has its key: take it along where it is near.
-                let start = if number == first && frame.start <= gap {
+                let near = frame.start <= gap && frame.end <= READ_BYTES_MAX;
+                let start = if number == first && near {
                     0
                 } else {
                     frame.start
@@ -160,73 +161,121 @@ impl Repository {
             .map_err(|error| local_denied(&error))?;
         let reads = plan_reads(&mut wants);
         let wants: Arc<[Want]> = wants.into();
+        // Nothing may be handed to the sink once this has returned: when one read fails, the others
+        // are told to end, and waited for.
+        let halt = stop.child_token();
         let mut tasks = stream::iter(reads)
+            .take_until(halt.clone().cancelled_owned())
             .map(|read| {
-                let (wants, namer, sink) = (Arc::clone(&wants), namer.clone(), Arc::clone(sink));
-                let repository = Arc::clone(self);
+                let serving = Serving {
+                    repository: Arc::clone(self),
+                    wants: Arc::clone(&wants),
+                    namer: namer.clone(),
+                    sink: Arc::clone(sink),
+                    halt: halt.clone(),
+                };
                 // A task of its own: fetching and opening go on together.
-                let task =
-                    tokio::spawn(async move { repository.serve(read, wants, namer, sink).await });
+                let task = tokio::spawn(serving.serve(read));
                 async move {
                     task.await.unwrap_or_else(|error| {
                         Err(Error::new(Kind::Bug, "a fetching task broke down").caused_by(error))
                     })
                 }
             })
-            .buffer_unordered(settings.reads_in_flight.max(1));
-        let mut fetched = 0;
-        loop {
-            let next = tokio::select! {
-                next = tasks.next() => next,
-                () = stop.cancelled() => {
-                    return Err(Error::new(Kind::Interrupted, "stopped as asked"));
+            .buffer_unordered(settings.reads_in_flight.max(1))
+            .boxed();
+        let mut fetched = Ok(0);
+        while let Some(next) = tasks.next().await {
+            match (&mut fetched, next) {
+                (Ok(sum), Ok(bytes)) => *sum += bytes,
+                (Ok(_), Err(error)) => {
+                    halt.cancel();
+                    fetched = Err(error);
                 }
-            };
-            match next {
-                Some(bytes) => fetched += bytes?,
-                None => return Ok(fetched),
+                (Err(_), _) => {}
             }
         }
+        if stop.is_cancelled() {
+            return Err(interrupted());
+        }
+        fetched
     }
 
-    async fn serve(
-        self: Arc<Self>,
-        read: Read,
-        wants: Arc<[Want]>,
-        namer: ChunkNamer,
-        sink: Arc<Sink>,
-    ) -> Result<u64> {
-        let mut fetched = 0;
-        let own = wants.get(read.wants.clone()).unwrap_or_default().to_vec();
-        let (failed, cause) = match self.read_and_open(&read, own.clone(), &namer, &sink).await {
-            Ok((bytes, failed)) => {
-                fetched += bytes;
-                match failed {
-                    Some(failed) => failed,
-                    None => return Ok(fetched),
+    /// The key of a data pack's frames; `header` where its first bytes are at hand.
+    pub(crate) async fn pack_key(
+        &self,
+        pack: PackId,
+        header: Option<Bytes>,
+    ) -> Result<Arc<FramesKey>> {
+        let object_key = pack.object_key();
+        // Several reads of one pack ask at the same time: one of them finds out for all.
+        let find = async {
+            let header = match header {
+                Some(header) => header,
+                None => {
+                    self.store
+                        .get_range(&object_key, 0..HEADER_BYTES_MAX as u64)
+                        .await?
                 }
+            };
+            PackHeader::decode(&header)
+                .and_then(|header| header.frames_key(&self.keys))
+                .map(Arc::new)
+                .map_err(|error| self.damaged(&object_key, error))
+        };
+        self.pack_keys.0.get_or_insert_async(&pack, find).await
+    }
+}
+
+/// One read of a fetch under way.
+struct Serving {
+    repository: Arc<Repository>,
+    wants: Arc<[Want]>,
+    namer: ChunkNamer,
+    sink: Arc<Sink>,
+    halt: CancellationToken,
+}
+
+impl Serving {
+    async fn serve(self, read: Read) -> Result<u64> {
+        let own = self
+            .wants
+            .get(read.wants.clone())
+            .unwrap_or_default()
+            .to_vec();
+        let mut fetched = 0;
+        let (failed, cause) = match self.read_and_open(&read, own.clone()).await {
+            Ok((bytes, None)) => return Ok(bytes),
+            Ok((bytes, Some(failed))) => {
+                fetched += bytes;
+                failed
             }
             Err(error) if matches!(error.kind(), Kind::Missing | Kind::Corrupt) => (own, error),
             Err(error) => return Err(error),
         };
         // The hints may be stale: a chunk can have another place by now.
-        let index = self.index().await?;
-        let mut moved = Vec::with_capacity(failed.len());
-        {
+        let index = self.repository.index().await?;
+        let moved = blocking(move || {
             let mut reader = index.reader()?;
-            for want in &failed {
+            let mut moved = Vec::with_capacity(failed.len());
+            for want in failed {
                 match reader.known(&want.chunk)? {
                     Some(location) if location != want.location => {
-                        moved.push(Want { location, ..*want });
+                        moved.push(Want { location, ..want });
                     }
-                    _ => return Err(cause),
+                    _ => return Ok(None),
                 }
             }
-        }
+            Ok(Some(moved))
+        })
+        .await?;
+        let Some(mut moved) = moved else {
+            return Err(cause);
+        };
         tracing::info!(pack = %read.pack, chunks = moved.len(), "a location was stale: the index knows others");
         for read in plan_reads(&mut moved) {
             let own = moved.get(read.wants.clone()).unwrap_or_default().to_vec();
-            let (bytes, failed) = self.read_and_open(&read, own, &namer, &sink).await?;
+            let (bytes, failed) = self.read_and_open(&read, own).await?;
             fetched += bytes;
             if let Some((_, error)) = failed {
                 return Err(error);
@@ -241,132 +290,123 @@ impl Repository {
         &self,
         read: &Read,
         wants: Vec<Want>,
-        namer: &ChunkNamer,
-        sink: &Arc<Sink>,
     ) -> Result<(u64, Option<(Vec<Want>, Error)>)> {
         let object_key = read.pack.object_key();
-        let bytes = self
-            .store
-            .get_range(&object_key, read.range.clone())
-            .await?;
-        let fetched = bytes.len() as u64;
-        let header = (read.range.start == 0).then(|| bytes.clone());
-        let key = self.pack_key(read.pack, header).await?;
-        let (namer, sink) = (namer.clone(), Arc::clone(sink));
-        let start = read.range.start;
-        let failed =
-            blocking(move || open_wants(&bytes, start, &wants, &key, &namer, &sink)).await?;
-        let failed = failed.map(|(wants, error)| (wants, self.damaged(&object_key, error)));
-        Ok((fetched, failed))
-    }
-
-    /// The key of a data pack's frames; `header` where its first bytes are at hand.
-    pub(crate) async fn pack_key(
-        &self,
-        pack: PackId,
-        header: Option<Bytes>,
-    ) -> Result<Arc<FramesKey>> {
-        if let Some(key) = self.pack_keys.0.get(&pack) {
-            return Ok(key);
-        }
-        let object_key = pack.object_key();
-        let header = match header {
-            Some(header) => header,
-            None => {
-                self.store
-                    .get_range(&object_key, 0..HEADER_BYTES_MAX as u64)
-                    .await?
-            }
+        let reading = async {
+            let bytes = self
+                .repository
+                .store
+                .get_range(&object_key, read.range.clone())
+                .await?;
+            let header = (read.range.start == 0).then(|| bytes.clone());
+            let key = self.repository.pack_key(read.pack, header).await?;
+            Ok::<_, Error>((bytes, key))
         };
-        let key = PackHeader::decode(&header)
-            .and_then(|header| header.frames_key(&self.keys))
-            .map_err(|error| self.damaged(&object_key, error))?;
-        let key = Arc::new(key);
-        self.pack_keys.0.insert(pack, Arc::clone(&key));
-        Ok(key)
+        let (bytes, key) = tokio::select! {
+            read = reading => read?,
+            () = self.halt.cancelled() => return Err(interrupted()),
+        };
+        let fetched = bytes.len() as u64;
+        let opening = Opening {
+            start: read.range.start,
+            bytes,
+            key,
+            namer: self.namer.clone(),
+            sink: Arc::clone(&self.sink),
+            halt: self.halt.clone(),
+        };
+        let failed = blocking(move || opening.open(&wants)).await?;
+        let failed =
+            failed.map(|(wants, error)| (wants, self.repository.damaged(&object_key, error)));
+        Ok((fetched, failed))
     }
 }
 
-fn open_wants(
-    bytes: &[u8],
+fn interrupted() -> Error {
+    Error::new(Kind::Interrupted, "stopped as asked")
+}
+
+/// What a range is opened with, off the runtime's threads.
+struct Opening {
     start: u64,
-    wants: &[Want],
-    key: &FramesKey,
-    namer: &ChunkNamer,
-    sink: &Arc<Sink>,
-) -> Result<Option<(Vec<Want>, Error)>> {
-    with_opener(|opener| {
-        let mut failed: Option<(Vec<Want>, Error)> = None;
-        for group in wants.chunk_by(|a, b| a.location.frame_range() == b.location.frame_range()) {
-            if let Err(error) = open_frame(bytes, start, group, key, namer, opener, sink)? {
-                match &mut failed {
-                    Some((wants, _)) => wants.extend_from_slice(group),
-                    None => failed = Some((group.to_vec(), error)),
+    bytes: Bytes,
+    key: Arc<FramesKey>,
+    namer: ChunkNamer,
+    sink: Arc<Sink>,
+    halt: CancellationToken,
+}
+
+impl Opening {
+    fn open(&self, wants: &[Want]) -> Result<Option<(Vec<Want>, Error)>> {
+        with_opener(|opener| {
+            let mut failed: Option<(Vec<Want>, Error)> = None;
+            for group in wants.chunk_by(|a, b| a.location.frame_range() == b.location.frame_range())
+            {
+                if self.halt.is_cancelled() {
+                    return Err(interrupted());
+                }
+                if let Err(error) = self.frame(group, opener)? {
+                    match &mut failed {
+                        Some((wants, _)) => wants.extend_from_slice(group),
+                        None => failed = Some((group.to_vec(), error)),
+                    }
+                }
+            }
+            Ok(failed)
+        })
+    }
+
+    /// The outer error is the sink's, the inner one damage.
+    fn frame(&self, wants: &[Want], opener: &mut FrameOpener) -> Result<Result<()>> {
+        let Some(first) = wants.first() else {
+            return Ok(Ok(()));
+        };
+        let frame = first.location.frame_range();
+        let cut = |at: u64| usize::try_from(at.saturating_sub(self.start)).unwrap_or(usize::MAX);
+        let damage = |what: String| Ok(Err(Error::new(Kind::Corrupt, what)));
+        let Some(sealed) = self.bytes.get(cut(frame.start)..cut(frame.end)) else {
+            return damage(format!("frame {frame:?} lies outside what was read"));
+        };
+        let raw = match self.key.open(opener, first.location.frame_offset, sealed) {
+            Ok(raw) => raw,
+            Err(error) => return damage(format!("frame at {}: {error}", frame.start)),
+        };
+        // Several wants may take parts of one chunk: it is hashed once, and all are checked before the
+        // first byte goes out.
+        let mut checked: Option<(ChunkId, Location)> = None;
+        for want in wants {
+            if checked == Some((want.chunk, want.location)) {
+                continue;
+            }
+            match chunk_of(raw, &want.location) {
+                Some(chunk) if self.namer.name(chunk) == want.chunk => {}
+                _ => {
+                    return damage(format!(
+                        "frame at {}: chunk {} has other content than its name promises",
+                        frame.start,
+                        want.chunk.short()
+                    ));
+                }
+            }
+            checked = Some((want.chunk, want.location));
+        }
+        for want in wants {
+            let part = chunk_of(raw, &want.location).and_then(|chunk| {
+                chunk.get(want.offset as usize..want.offset as usize + want.length as usize)
+            });
+            match part {
+                Some(part) => (self.sink)(want, part)?,
+                None => {
+                    return damage(format!(
+                        "a slice at {} lies outside its chunk {}",
+                        want.offset,
+                        want.chunk.short()
+                    ));
                 }
             }
         }
-        Ok(failed)
-    })
-}
-
-/// The outer error is the sink's, the inner one damage.
-fn open_frame(
-    bytes: &[u8],
-    start: u64,
-    wants: &[Want],
-    key: &FramesKey,
-    namer: &ChunkNamer,
-    opener: &mut FrameOpener,
-    sink: &Arc<Sink>,
-) -> Result<Result<()>> {
-    let Some(first) = wants.first() else {
-        return Ok(Ok(()));
-    };
-    let frame = first.location.frame_range();
-    let cut = |at: u64| usize::try_from(at.saturating_sub(start)).unwrap_or(usize::MAX);
-    let damage = |what: String| Ok(Err(Error::new(Kind::Corrupt, what)));
-    let Some(sealed) = bytes.get(cut(frame.start)..cut(frame.end)) else {
-        return damage(format!("frame {frame:?} lies outside what was read"));
-    };
-    let raw = match key.open(opener, first.location.frame_offset, sealed) {
-        Ok(raw) => raw,
-        Err(error) => return damage(format!("frame at {}: {error}", frame.start)),
-    };
-    // Several wants may take parts of one chunk: it is hashed once, and all are checked before the
-    // first byte goes out.
-    let mut checked: Option<(ChunkId, Location)> = None;
-    for want in wants {
-        if checked == Some((want.chunk, want.location)) {
-            continue;
-        }
-        match chunk_of(raw, &want.location) {
-            Some(chunk) if namer.name(chunk) == want.chunk => {}
-            _ => {
-                return damage(format!(
-                    "frame at {}: chunk {} has other content than its name promises",
-                    frame.start,
-                    want.chunk.short()
-                ));
-            }
-        }
-        checked = Some((want.chunk, want.location));
+        Ok(Ok(()))
     }
-    for want in wants {
-        let part = chunk_of(raw, &want.location).and_then(|chunk| {
-            chunk.get(want.offset as usize..want.offset as usize + want.length as usize)
-        });
-        match part {
-            Some(part) => sink(want, part)?,
-            None => {
-                return damage(format!(
-                    "a slice at {} lies outside its chunk {}",
-                    want.offset,
-                    want.chunk.short()
-                ));
-            }
-        }
-    }
-    Ok(Ok(()))
 }
 
 fn chunk_of<'a>(raw: &'a [u8], location: &Location) -> Option<&'a [u8]> {
