@@ -5,6 +5,7 @@
 //! tree without a request. Opened frames are kept in a bounded cache in memory. A cached file that
 //! does not open is thrown away and fetched again.
 
+use super::fetch::with_opener;
 use super::{Repository, blocking};
 use crate::error::{Error, Kind, Result};
 use quick_cache::Weighter;
@@ -14,7 +15,6 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
-use tidegate_protocol::frame::FrameOpener;
 use tidegate_protocol::ids::PackId;
 use tidegate_protocol::limits::PACK_BYTES_MAX;
 use tidegate_protocol::pack::{FramesKey, HEADER_BYTES_MAX, Location, PackHeader};
@@ -22,6 +22,12 @@ use tidegate_protocol::page::{Inner, Leaf, PageRef};
 
 /// Opened frames kept in memory: the pages of some 10 GiB of disk.
 const FRAMES_BYTES_MAX: u64 = 24 << 20;
+
+/// Tree packs fetched at the same time; each takes its size in memory.
+const FETCHES_IN_FLIGHT: usize = 4;
+
+/// Tree packs kept on the local disk, whatever their size: looking through them must stay quick.
+const FOLDER_FILES_MAX: usize = 4096;
 
 /// Keys of tree packs kept in memory.
 const KEYS_MAX: usize = 1024;
@@ -45,6 +51,8 @@ pub struct PageCache {
     folder: PathBuf,
     frames: Cache<(PackId, u32), Frame, ByLength>,
     keys: Cache<PackId, Arc<FramesKey>>,
+    /// Whoever fetches a pack holds the lock of its first byte.
+    fetching: [tokio::sync::Mutex<()>; FETCHES_IN_FLIGHT],
 }
 
 impl PageCache {
@@ -54,6 +62,7 @@ impl PageCache {
             folder: folder.to_owned(),
             frames: Cache::with_weighter(512, FRAMES_BYTES_MAX, ByLength),
             keys: Cache::new(KEYS_MAX),
+            fetching: Default::default(),
         }
     }
 
@@ -115,10 +124,7 @@ impl Repository {
                 if error.kind() != Kind::Missing {
                     tracing::warn!(pack = %location.pack, error = error.chain(), "a cached tree pack cannot be used: fetching it again");
                 }
-                self.fetch_tree_pack(location.pack).await?;
-                self.frame_from_folder(location)
-                    .await
-                    .map_err(|error| self.damaged(&location.pack.object_key(), error))?
+                self.frame_from_store(location).await?
             }
         };
         self.pages.frames.insert(slot, Arc::clone(&frame));
@@ -151,44 +157,66 @@ impl Repository {
         let (known, header, frame) = read.await?;
         let key = match known {
             Some(key) => key,
-            None => {
-                let key = PackHeader::decode(&header)
-                    .and_then(|header| header.frames_key(&self.keys))
-                    .map_err(|error| Error::new(Kind::Corrupt, error.to_string()))?;
-                let key = Arc::new(key);
-                self.pages.keys.insert(location.pack, Arc::clone(&key));
-                key
-            }
+            None => self.tree_pack_key(location.pack, &header)?,
         };
-        blocking(move || {
-            let mut opener = FrameOpener::new()
-                .map_err(|error| Error::io("cannot make a decompressor", error))?;
-            let raw = key
-                .open(&mut opener, frame_offset, &frame)
-                .map_err(|error| Error::new(Kind::Corrupt, error.to_string()))?;
-            Ok(Arc::new(raw.to_vec()))
-        })
-        .await
+        open_frame(key, frame_offset, frame).await
     }
 
-    async fn fetch_tree_pack(&self, pack: PackId) -> Result<()> {
+    /// Fetches the tree pack that the frame lies in, and keeps it if that can be done: a full local
+    /// disk must not be in the way of a restore.
+    async fn frame_from_store(&self, location: &Location) -> Result<Frame> {
+        // Readers that miss one frame mostly miss its neighbours too: one fetches the pack for all.
+        let turn = usize::from(location.pack.0[0]) % FETCHES_IN_FLIGHT;
+        let _turn = self.pages.fetching[turn].lock().await;
+        if let Ok(frame) = self.frame_from_folder(location).await {
+            return Ok(frame);
+        }
+        let pack = location.pack;
         let object_key = pack.object_key();
         let bytes = self.store.get(&object_key, PACK_BYTES_MAX.into()).await?;
-        let (folder, path) = (self.pages.folder.clone(), self.pages.path(pack));
         self.pages.keys.remove(&pack);
-        let found = blocking(move || {
+        let (folder, path) = (self.pages.folder.clone(), self.pages.path(pack));
+        let (found, bytes) = blocking(move || {
             let found = PackId::of(&bytes);
-            if found == pack {
-                keep(&folder, &path, &bytes)?;
+            if found == pack
+                && let Err(error) = keep(&folder, &path, &bytes)
+            {
+                tracing::warn!(
+                    error = error.chain(),
+                    "a tree pack was not kept in the local cache"
+                );
             }
-            Ok(found)
+            Ok((found, bytes))
         })
         .await?;
+        let damaged = |error: Error| self.damaged(&object_key, error);
         if found != pack {
             let error = Error::new(Kind::Corrupt, format!("its bytes hash to {found}"));
-            return Err(self.damaged(&object_key, error));
+            return Err(damaged(error));
         }
-        Ok(())
+        let frame = location.frame_range();
+        let cut = |at: u64| usize::try_from(at).unwrap_or(usize::MAX);
+        let sealed = bytes.get(cut(frame.start)..cut(frame.end)).ok_or_else(|| {
+            let error = Error::new(
+                Kind::Corrupt,
+                format!("frame {frame:?} lies behind its end"),
+            );
+            damaged(error)
+        })?;
+        let key = self.tree_pack_key(pack, &bytes).map_err(damaged)?;
+        open_frame(key, location.frame_offset, sealed.to_vec())
+            .await
+            .map_err(damaged)
+    }
+
+    /// The key of a tree pack's frames, from the pack's first bytes.
+    fn tree_pack_key(&self, pack: PackId, header: &[u8]) -> Result<Arc<FramesKey>> {
+        let key = PackHeader::decode(header)
+            .and_then(|header| header.frames_key(&self.keys))
+            .map_err(|error| Error::new(Kind::Corrupt, error.to_string()))?;
+        let key = Arc::new(key);
+        self.pages.keys.insert(pack, Arc::clone(&key));
+        Ok(key)
     }
 
     fn damaged_page(
@@ -198,6 +226,18 @@ impl Repository {
     ) -> Error {
         self.damaged(&page.location.pack.object_key(), cause)
     }
+}
+
+async fn open_frame(key: Arc<FramesKey>, frame_offset: u32, sealed: Vec<u8>) -> Result<Frame> {
+    blocking(move || {
+        with_opener(|opener| {
+            let raw = key
+                .open(opener, frame_offset, &sealed)
+                .map_err(|error| Error::new(Kind::Corrupt, error.to_string()))?;
+            Ok(Arc::new(raw.to_vec()))
+        })
+    })
+    .await
 }
 
 /// Writes a file that appears whole or not at all. It is a cache: nothing is synced.
@@ -217,21 +257,32 @@ fn make_room(folder: &Path, bytes: u64) -> std::io::Result<()> {
     let mut total = bytes;
     for entry in std::fs::read_dir(folder)? {
         let entry = entry?;
-        let metadata = entry.metadata()?;
+        // Another process may have removed it.
+        let Ok(metadata) = entry.metadata() else {
+            continue;
+        };
         total += metadata.len();
         let modified = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
         files.push((modified, metadata.len(), entry.path()));
     }
-    if total <= FOLDER_BYTES_MAX {
+    if total <= FOLDER_BYTES_MAX && files.len() < FOLDER_FILES_MAX {
         return Ok(());
     }
     files.sort();
+    // Well below the bound, so that this is not done again for every file from now on.
+    let files_max = FOLDER_FILES_MAX * 3 / 4;
+    let mut left = files.len();
     for (_, length, path) in files {
-        std::fs::remove_file(path)?;
-        total -= length;
-        if total <= FOLDER_BYTES_MAX {
+        if total <= FOLDER_BYTES_MAX && left <= files_max {
             break;
         }
+        match std::fs::remove_file(path) {
+            // Another process makes room too.
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        total -= length;
+        left -= 1;
     }
     Ok(())
 }
