@@ -127,11 +127,7 @@ impl PointExport {
     /// What a range of the disk consists of; begins and ends at leaves.
     async fn stretch(&self, range: &Range<u64>) -> Result<Stretch> {
         let first = range.start / LEAF_BYTES;
-        let mut stretch = Stretch {
-            range: first * LEAF_BYTES..first * LEAF_BYTES,
-            wants: Vec::new(),
-            holes: Vec::new(),
-        };
+        let mut stretch = Stretch::at(first * LEAF_BYTES);
         for index in first..range.end.div_ceil(LEAF_BYTES) {
             let start = index * LEAF_BYTES;
             let leaf = match self.leaves.get(&index) {

@@ -5,22 +5,24 @@
 //! with the points and nothing is fetched twice. Damage is mapped back to the machines, points and
 //! disk ranges that it touches by walking the trees once more.
 
+mod worklist;
+
 use super::restore::{content_namer, stop_here};
-use super::wants::Walk;
+use super::wants::Stretch;
 use crate::error::{Error, Kind, Result};
 use crate::progress::Progress;
 use crate::repository::fetch::{FetchSettings, Sink, Want};
 use crate::repository::tree::TreeReader;
 use crate::repository::{Point, Repository, blocking};
 use futures::TryStreamExt;
-use rusqlite::{Connection, params};
 use serde::Serialize;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tidegate_protocol::ids::{ChunkId, PackId};
-use tidegate_protocol::pack::Location;
+use tidegate_protocol::limits::{FAN_OUT, LEAF_BYTES};
 use tokio_util::sync::CancellationToken;
+use worklist::Worklist;
 
 /// Chunks checked in one go.
 const BATCH: u32 = 100_000;
@@ -137,9 +139,10 @@ pub async fn verify(
             report.leaves += gather(repository, point, disk, &list, &mut damage, &stop).await?;
         }
     }
-    let packs = list.packs()?;
+    let listed = Arc::clone(&list);
+    let (packs, chunks) = blocking(move || Ok((listed.packs()?, listed.count()?))).await?;
     report.packs = packs.len() as u64;
-    report.chunks = list.count()?;
+    report.chunks = chunks;
     missing_packs(repository, packs, &mut damage).await?;
     if may_read {
         check_data(
@@ -153,7 +156,7 @@ pub async fn verify(
         )
         .await?;
     }
-    report.damages = damage.into_damages(repository, points).await?;
+    report.damages = damage.into_damages(repository, points, &stop).await?;
     report.seconds = started.elapsed().as_secs_f64();
     Ok(report)
 }
@@ -178,7 +181,6 @@ async fn gather(
     damage: &mut Found,
     stop: &CancellationToken,
 ) -> Result<u64> {
-    use tidegate_protocol::limits::{FAN_OUT, LEAF_BYTES};
     let tree = TreeReader::new(repository, disk);
     let touched = |start: u64, length: u64| Touched {
         machine: point.machine.clone(),
@@ -200,7 +202,7 @@ async fn gather(
         };
         let mut chunks = Vec::new();
         for (index, page) in found {
-            match repository.leaf(&page).await {
+            match tree.read_leaf(index, &page).await {
                 Ok(leaf) => {
                     leaves += 1;
                     chunks.extend(leaf.extents.iter().filter_map(|extent| {
@@ -258,7 +260,8 @@ async fn check_data(
     report: &mut VerifyReport,
 ) -> Result<()> {
     let chosen = Sample::new(settings);
-    progress.add_total(list.bytes()?);
+    let listed = Arc::clone(list);
+    progress.add_total(blocking(move || listed.bytes()).await?);
     let checked = Arc::new((AtomicU64::new(0), AtomicU64::new(0)));
     let passed: Arc<Mutex<HashSet<ChunkId>>> = Arc::default();
     let sink: Arc<Sink> = {
@@ -374,6 +377,7 @@ impl Found {
         self,
         repository: &Arc<Repository>,
         points: &[Point],
+        stop: &CancellationToken,
     ) -> Result<Vec<Damage>> {
         let mut touches: BTreeMap<PackId, Vec<Touched>> =
             self.packs.keys().map(|pack| (*pack, Vec::new())).collect();
@@ -381,27 +385,34 @@ impl Found {
             let partly: HashSet<PackId> = self.chunks.values().copied().collect();
             for point in points {
                 for disk in &point.disks {
-                    let mut walk = Walk::new(repository, disk);
-                    // A damaged tree was reported before; what it hides cannot be walked.
-                    while let Ok(Some(stretch)) = walk.next().await {
-                        for want in stretch.wants {
-                            let pack = want.location.pack;
-                            let Some(list) = touches.get_mut(&pack) else {
+                    let tree = TreeReader::new(repository, disk);
+                    let touched = |start: u64, length: u32| Touched {
+                        machine: point.machine.clone(),
+                        point: point.id.to_string(),
+                        disk: disk.name.clone(),
+                        start,
+                        length: length.into(),
+                    };
+                    for group in 0..tree.groups() {
+                        stop_here(stop)?;
+                        // Damaged pages were reported before; what they hide cannot be walked.
+                        for (index, page) in readable(tree.group(group).await)?.unwrap_or_default()
+                        {
+                            let Some(leaf) = readable(tree.read_leaf(index, &page).await)? else {
                                 continue;
                             };
-                            if partly.contains(&pack) && !self.chunks.contains_key(&want.chunk) {
-                                continue;
+                            let mut stretch = Stretch::at(index * LEAF_BYTES);
+                            stretch.leaf(index * LEAF_BYTES, &leaf);
+                            for want in stretch.wants {
+                                let pack = want.location.pack;
+                                let spared = partly.contains(&pack)
+                                    && !self.chunks.contains_key(&want.chunk);
+                                if let Some(list) = touches.get_mut(&pack)
+                                    && !spared
+                                {
+                                    add_range(list, touched(want.disk_offset, want.length));
+                                }
                             }
-                            add_range(
-                                list,
-                                Touched {
-                                    machine: point.machine.clone(),
-                                    point: point.id.to_string(),
-                                    disk: disk.name.clone(),
-                                    start: want.disk_offset,
-                                    length: want.length.into(),
-                                },
-                            );
                         }
                     }
                 }
@@ -416,6 +427,15 @@ impl Found {
             });
         }
         Ok(damages)
+    }
+}
+
+/// Nothing where what was to be read is damaged.
+fn readable<T>(read: Result<T>) -> Result<Option<T>> {
+    match read {
+        Ok(read) => Ok(Some(read)),
+        Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Missing) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
@@ -469,142 +489,4 @@ impl Sample {
         hasher.finalize_xof().fill(&mut bytes);
         u64::from_le_bytes(bytes) <= self.below
     }
-}
-
-/// What the points need, each chunk once, in pack order, in a temporary file.
-struct Worklist {
-    connection: Mutex<Connection>,
-}
-
-impl Worklist {
-    fn new() -> Result<Self> {
-        let open = || -> rusqlite::Result<Connection> {
-            // An empty name: SQLite makes a temporary file and removes it when it is closed.
-            let connection = Connection::open("")?;
-            connection.execute_batch(
-                "PRAGMA cache_size = -32768;
-                 CREATE TABLE wanted (
-                     pack BLOB NOT NULL, frame_offset INTEGER NOT NULL, offset_in_frame INTEGER NOT NULL,
-                     frame_bytes INTEGER NOT NULL, length INTEGER NOT NULL, chunk BLOB NOT NULL,
-                     PRIMARY KEY (pack, frame_offset, offset_in_frame, chunk)
-                 ) WITHOUT ROWID;",
-            )?;
-            Ok(connection)
-        };
-        let connection = open().map_err(worklist_error)?;
-        Ok(Self {
-            connection: Mutex::new(connection),
-        })
-    }
-
-    fn with<T>(&self, work: impl FnOnce(&mut Connection) -> rusqlite::Result<T>) -> Result<T> {
-        let mut connection = self
-            .connection
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        work(&mut connection).map_err(worklist_error)
-    }
-
-    fn add(&self, chunks: &[(ChunkId, Location)]) -> Result<()> {
-        self.with(|connection| {
-            let transaction = connection.transaction()?;
-            {
-                let mut insert = transaction.prepare_cached(
-                    "INSERT OR IGNORE INTO wanted VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-                )?;
-                for (chunk, location) in chunks {
-                    insert.execute(params![
-                        location.pack.0,
-                        location.frame_offset,
-                        location.offset_in_frame,
-                        location.frame_bytes,
-                        location.length,
-                        chunk.0
-                    ])?;
-                }
-            }
-            transaction.commit()
-        })
-    }
-
-    /// Packs, and how many bytes each must have at least.
-    fn packs(&self) -> Result<HashMap<PackId, u64>> {
-        self.with(|connection| {
-            connection
-                .prepare("SELECT pack, max(frame_offset + frame_bytes) FROM wanted GROUP BY pack")?
-                .query_map([], |row| {
-                    Ok((PackId(row.get(0)?), row.get::<_, i64>(1)?.cast_unsigned()))
-                })?
-                .collect()
-        })
-    }
-
-    fn count(&self) -> Result<u64> {
-        self.number("SELECT count(*) FROM wanted")
-    }
-
-    fn bytes(&self) -> Result<u64> {
-        self.number("SELECT coalesce(sum(length), 0) FROM wanted")
-    }
-
-    fn number(&self, sql: &str) -> Result<u64> {
-        self.with(|connection| {
-            connection.query_row(sql, [], |row| Ok(row.get::<_, i64>(0)?.cast_unsigned()))
-        })
-    }
-
-    /// The next chunks in pack order, each with its place in that order.
-    fn batch(&self, after: Option<Place>, count: u32) -> Result<Vec<(Place, Want)>> {
-        let after = after.unwrap_or_default();
-        self.with(|connection| {
-            connection
-                .prepare_cached(
-                    "SELECT pack, frame_offset, offset_in_frame, frame_bytes, length, chunk FROM wanted
-                     WHERE (pack, frame_offset, offset_in_frame, chunk) > (?1, ?2, ?3, ?4)
-                     ORDER BY pack, frame_offset, offset_in_frame, chunk LIMIT ?5",
-                )?
-                .query_map(
-                    params![after.pack, after.frame_offset, after.offset_in_frame, after.chunk, count],
-                    |row| {
-                        let location = Location {
-                            pack: PackId(row.get(0)?),
-                            frame_offset: row.get(1)?,
-                            offset_in_frame: row.get(2)?,
-                            frame_bytes: row.get(3)?,
-                            length: row.get(4)?,
-                        };
-                        let chunk = ChunkId(row.get(5)?);
-                        let place = Place {
-                            pack: location.pack.0,
-                            frame_offset: location.frame_offset,
-                            offset_in_frame: location.offset_in_frame,
-                            chunk: chunk.0,
-                        };
-                        let want = Want {
-                            disk_offset: 0,
-                            length: location.length,
-                            chunk,
-                            offset: 0,
-                            location,
-                        };
-                        Ok((place, want))
-                    },
-                )?
-                .collect()
-        })
-    }
-}
-
-fn worklist_error(error: rusqlite::Error) -> Error {
-    Error::new(Kind::Io, "the temporary work list of a verify")
-        .advise("free some space in the folder for temporary files, or set SQLITE_TMPDIR")
-        .caused_by(error)
-}
-
-#[derive(Debug, Clone, Copy, Default)]
-struct Place {
-    pack: [u8; 32],
-    frame_offset: u32,
-    offset_in_frame: u32,
-    chunk: [u8; 32],
 }
