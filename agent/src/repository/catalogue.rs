@@ -70,7 +70,7 @@ pub struct Catalogue {
 /// What a log record turned out to be.
 pub enum Replayed {
     /// Sound: its header and content.
-    Sound(Header, Body),
+    Sound(Box<(Header, Body)>),
     /// Void, and why: skipped by every reader, but part of the chain.
     Void(String),
 }
@@ -227,7 +227,8 @@ impl Catalogue {
                     .advise("run the command again"));
                 }
                 match &record.content {
-                    Replayed::Sound(header, body) => {
+                    Replayed::Sound(sound) => {
+                        let (header, body) = &**sound;
                         let writer = header.writer.public.id();
                         if is_revoked(transaction, writer).map_err(sql)? {
                             tracing::warn!(record = record.number, key = %writer, "a log record is void: its key was revoked before");

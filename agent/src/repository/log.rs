@@ -273,7 +273,7 @@ impl Repository {
             let number = head.number.saturating_add(1);
             let hash = RecordHash::of(bytes);
             let content = match self.decode_record(head, bytes)? {
-                Ok((header, body)) => Replayed::Sound(header, body),
+                Ok(sound) => Replayed::Sound(Box::new(sound)),
                 Err(reason) => Replayed::Void(reason),
             };
             batch.push(RecordToReplay {
