@@ -303,13 +303,13 @@ fn verify_finds_damage_and_names_what_it_touches() {
         .succeeds()
         .json();
     assert_eq!(sound["complete"], true);
-    assert_eq!(u64_of(&sound, "data_bytes"), 15 * MIB);
+    assert_eq!(u64_of(&sound, "checked_bytes"), 15 * MIB);
     let sample = site
         .tidegate(&["verify", "web01", "--sample", "10%", "--json"])
         .succeeds()
         .json();
     assert_eq!(sample["complete"], false);
-    assert!(u64_of(&sample, "data_bytes") < 15 * MIB);
+    assert!(u64_of(&sample, "checked_bytes") < 15 * MIB);
     let host = site
         .with_key("host", &["verify", "web01@latest"])
         .succeeds();

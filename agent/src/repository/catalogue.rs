@@ -7,7 +7,9 @@
 use crate::error::{Error, Kind, Result};
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 use rusqlite_migration::{M, Migrations};
+use rustix::fs::FlockOperation;
 use std::collections::HashSet;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -93,6 +95,7 @@ impl Catalogue {
     /// Opens the file, or makes it. A file that SQLite finds damaged, or that a newer program made,
     /// is put aside and made anew: nothing in it is needed.
     pub fn open(path: &Path) -> Result<Self> {
+        let _alone = lock(path)?;
         match Self::try_open(path) {
             Ok(catalogue) => Ok(catalogue),
             Err(error) if error.kind() == Kind::Corrupt => {
@@ -403,6 +406,24 @@ pub(super) fn connect(path: &Path) -> Result<Connection> {
         Ok(connection)
     };
     open().map_err(|error| sqlite(path, error))
+}
+
+/// Keeps other processes from opening the file until the value returned is dropped: the layout of a
+/// new file must be made once, and a damaged one must not be put aside while another is opening it.
+fn lock(path: &Path) -> Result<File> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    let name = PathBuf::from(name);
+    let cannot = |error| Error::io(format!("cannot lock {}", name.display()), error);
+    let file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&name)
+        .map_err(cannot)?;
+    rustix::fs::flock(&file, FlockOperation::LockExclusive)
+        .map_err(|error| cannot(error.into()))?;
+    Ok(file)
 }
 
 /// Removes the local file and its companions.
