@@ -18,7 +18,7 @@ mod draft;
 mod publish;
 mod worker;
 
-use crate::chunk::{SPAN_BYTES, partition};
+use crate::chunk::partition;
 use crate::clock;
 use crate::error::{Error, Kind, Result};
 use crate::progress::Progress;
@@ -36,6 +36,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread;
 use tidegate_protocol::ids::{PackId, PointId, RunId};
+use tidegate_protocol::limits::PACK_BYTES_MAX;
 use tidegate_protocol::page;
 use tidegate_protocol::record::{self, Body, Consistency, PointCommitted, StoredPageRef};
 use tokio_util::sync::CancellationToken;
@@ -46,6 +47,9 @@ const MADE_IN_FLIGHT: usize = 16;
 
 /// How often a run goes back to the disks because a pack it needs was swept meanwhile.
 const RUNS_MAX: usize = 3;
+
+/// Largest size at which a pack may count as full: the last frame and the footer come on top.
+const PACK_BYTES_FULL_MAX: u32 = PACK_BYTES_MAX / 2;
 
 /// A machine to back up.
 pub struct BackupRequest {
@@ -464,12 +468,10 @@ fn check(request: &BackupRequest) -> Result<()> {
             ));
         }
     }
-    let packs = SPAN_BYTES..=u64::from(tidegate_protocol::limits::PACK_BYTES_MAX) / 2;
-    if u64::from(request.settings.pack_bytes) > *packs.end() {
+    if request.settings.pack_bytes > PACK_BYTES_FULL_MAX {
         return bad(format!(
-            "packs of {} bytes are too large: at most {}",
-            request.settings.pack_bytes,
-            packs.end()
+            "packs of {} bytes are too large: at most {PACK_BYTES_FULL_MAX}",
+            request.settings.pack_bytes
         ));
     }
     Ok(())

@@ -8,7 +8,6 @@
 //!               └────all placed────► tree ──► tree packs ──► publisher
 //! ```
 
-use super::claims::Claims;
 use super::draft::{self, DraftExtent, LeafDraft};
 use super::publish::ToPublish;
 use super::worker::{Disk, Made, Shared};
@@ -29,6 +28,10 @@ use tokio::sync::mpsc::Sender;
 /// Extents of waiting leaves beyond which the open pack is closed early, so that memory stays
 /// bounded when little of much is new: about 50 MB.
 const WAITING_EXTENTS_MAX: usize = 400_000;
+
+/// Chunks after which a dry run forgets what it has met: about 130 MB. What repeats after more than
+/// that is counted as new again.
+const DRY_RUN_CHUNKS_MAX: usize = 2_000_000;
 
 /// Packs that have landed, on their way back from the publisher.
 pub(super) type Landed = Mutex<Vec<Vec<ChunkId>>>;
@@ -58,6 +61,8 @@ pub(super) struct Assembler<'a, F> {
     waiting: Vec<Waiting>,
     waiting_extents: usize,
     stored_bytes: u64,
+    /// Chunks that a dry run has claimed since it last forgot them.
+    dry_chunks: usize,
 }
 
 struct Waiting {
@@ -91,6 +96,7 @@ pub(super) fn assembler<'a>(
         waiting: Vec::new(),
         waiting_extents: 0,
         stored_bytes: 0,
+        dry_chunks: 0,
     })
 }
 
@@ -101,6 +107,8 @@ impl<F: FnMut() -> Result<PackRandom>> Assembler<'_, F> {
             self.forget_landed();
             match made {
                 Made::Frame { payload, items } => self.frame(&payload, &items)?,
+                // A dry run writes no trees.
+                Made::Span { .. } if self.out.is_none() => {}
                 Made::Span { disk, leaves } => {
                     for (index, leaf) in leaves {
                         self.leaf(disk, index, leaf)?;
@@ -115,7 +123,7 @@ impl<F: FnMut() -> Result<PackRandom>> Assembler<'_, F> {
             referenced: HashSet::new(),
             stored_bytes: self.stored_bytes,
         };
-        if self.shared.stop.is_cancelled() {
+        if self.shared.stop.is_cancelled() || self.out.is_none() {
             return Ok(assembled);
         }
         if !self.waiting.is_empty() {
@@ -176,6 +184,14 @@ impl<F: FnMut() -> Result<PackRandom>> Assembler<'_, F> {
         let sealed = pack.finish();
         self.stored_bytes += sealed.bytes.len() as u64;
         let mut chunks = std::mem::take(&mut self.open);
+        if self.out.is_none() {
+            self.dry_chunks += chunks.len();
+            if self.dry_chunks > DRY_RUN_CHUNKS_MAX {
+                self.dry_chunks = 0;
+                self.shared.claims.clear();
+            }
+            return Ok(());
+        }
         for (chunk, location) in &mut chunks {
             location.pack = sealed.id;
             self.places.insert(*chunk, *location);
@@ -253,13 +269,9 @@ impl<F: FnMut() -> Result<PackRandom>> Assembler<'_, F> {
             std::mem::take(&mut *self.landed.lock().unwrap_or_else(PoisonError::into_inner));
         for chunk in landed.iter().flatten() {
             self.places.remove(chunk);
-            release(&self.shared.claims, chunk);
+            self.shared.claims.release(chunk);
         }
     }
-}
-
-fn release(claims: &Claims, chunk: &ChunkId) {
-    claims.release(chunk);
 }
 
 fn publish(out: Option<&Sender<ToPublish>>, pack: ToPublish) -> Result<()> {
