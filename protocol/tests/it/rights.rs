@@ -242,7 +242,7 @@ fn a_host_cannot_write_a_checkpoint() {
     // Nor can it change a block under somebody else's signature: the sealing key is not enough.
     let host = keys(Host);
     let mut other = support::blocks();
-    other[1].condemned.clear();
+    other[1].condemned[0] = vec![0x66; 32];
     let maintenance = keys(Maintenance);
     let changed =
         checkpoint::encode(head.number, head.hash, &other, [0xe0; 32], maintenance).unwrap();
