@@ -330,6 +330,11 @@ fn records_of_newer_programs_are_not_void() {
     ] {
         let error = decode_record(&rewritten(at, part, keys(Host))).unwrap_err();
         assert!(error.needs_newer_program(), "{error}");
+        // Who signed it can be told all the same.
+        let own = keys(Host);
+        let bytes = rewritten(at, part, own);
+        let writer = Header::writer_of(&bytes, own.root_public(), REPOSITORY).unwrap();
+        assert_eq!(writer, own.identity().certificate);
         // But a stranger's, or a damaged one, is.
         let error = decode_record(&rewritten(at, part, &support::foreign_keys(Host))).unwrap_err();
         assert!(!error.needs_newer_program(), "{error}");
