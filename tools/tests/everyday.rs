@@ -427,6 +427,33 @@ fn odd_sizes_and_empty_disks_come_back_exactly() {
     assert_eq!(allocated_bytes(&holes), 0);
 }
 
+/// Neither time nor memory may grow with the size of a disk that is mostly holes.
+#[test]
+fn a_sparse_disk_of_2_tib_takes_seconds_and_little_memory() {
+    const TIB: u64 = 1 << 40;
+    let site = Site::with_repository();
+    let data = [(0, MIB), (TIB, 2 * MIB), (2 * TIB - MIB, MIB)];
+    let image = site.image("huge.raw", 2 * TIB, &data);
+    let started = std::time::Instant::now();
+    let summary = site
+        .tidegate(&["backup", "huge.raw", "--json"])
+        .succeeds()
+        .json();
+    assert_eq!(u64_of(&summary, "read_bytes"), 4 * MIB);
+    site.tidegate(&["restore", "huge@latest", "--to", "back.raw", "--verify"])
+        .succeeds();
+    assert!(started.elapsed().as_secs() < 60, "{:?}", started.elapsed());
+    let back = site.path("back.raw");
+    assert_eq!(back.metadata().unwrap().len(), 2 * TIB);
+    assert!(allocated_bytes(&back) < 8 * MIB);
+    for (offset, length) in data {
+        assert_eq!(
+            site::read(&image, offset, length),
+            site::read(&back, offset, length)
+        );
+    }
+}
+
 #[test]
 fn the_demo_ends_well_and_leaves_nothing_behind() {
     let site = Site::new();
