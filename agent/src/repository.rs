@@ -257,20 +257,17 @@ impl Repository {
                 _ => error,
             })?;
         let descriptor = Descriptor::decode(&bytes).map_err(|error| damaged(&store, key, error))?;
-        if descriptor.repository != keys.repository()
-            || descriptor.root_public != *keys.root_public()
-        {
-            return Err(Error::new(
+        descriptor.check_keys(&keys).map_err(|error| {
+            Error::new(
                 Kind::Denied,
                 format!(
-                    "{} is repository {}, the key belongs to {}",
-                    store.label(),
-                    descriptor.repository.short(),
-                    keys.repository().short()
+                    "{}: the key does not belong to this repository",
+                    store.label()
                 ),
             )
-            .advise("give the key that was made for this repository, or check --repo"));
-        }
+            .advise("give the key that was made for this repository, or check --repo")
+            .caused_by(error)
+        })?;
         let folder = cache_folder.join(keys.repository().to_string());
         let (catalogue, pages) = blocking(move || {
             std::fs::create_dir_all(&folder).map_err(|error| {

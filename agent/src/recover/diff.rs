@@ -71,10 +71,10 @@ pub async fn diff(
             }
             let mut sides = (Leaf::default(), Leaf::default());
             if let Some(page) = pages.0 {
-                sides.0 = repository.leaf(&page).await?;
+                sides.0 = a.read_leaf(index, &page).await?;
             }
             if let Some(page) = pages.1 {
-                sides.1 = repository.leaf(&page).await?;
+                sides.1 = b.read_leaf(index, &page).await?;
             }
             compare(index * LEAF_BYTES, common, &sides.0, &sides.1, &mut found);
         }

@@ -200,7 +200,7 @@ async fn gather(
         };
         let mut chunks = Vec::new();
         for (index, page) in found {
-            match repository.leaf(&page).await {
+            match tree.read_leaf(index, &page).await {
                 Ok(leaf) => {
                     leaves += 1;
                     chunks.extend(leaf.extents.iter().filter_map(|extent| {

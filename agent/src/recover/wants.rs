@@ -26,7 +26,6 @@ pub(super) struct Stretch {
 /// Walks a disk from front to back.
 pub(super) struct Walk {
     tree: TreeReader,
-    repository: Arc<Repository>,
     size_bytes: u64,
     group: u64,
 }
@@ -35,7 +34,6 @@ impl Walk {
     pub(super) fn new(repository: &Arc<Repository>, disk: &PointDisk) -> Self {
         Self {
             tree: TreeReader::new(repository, disk),
-            repository: Arc::clone(repository),
             size_bytes: disk.size_bytes,
             group: 0,
         }
@@ -57,7 +55,7 @@ impl Walk {
             for (index, page) in self.tree.group(self.group).await? {
                 let at = index * LEAF_BYTES;
                 stretch.hole(stretch.range.end..at);
-                stretch.leaf(at, &self.repository.leaf(&page).await?);
+                stretch.leaf(at, &self.tree.read_leaf(index, &page).await?);
             }
             self.group += 1;
             let end = (self.group * GROUP_BYTES).min(self.size_bytes);

@@ -5,6 +5,7 @@
 //! a place for anything that exists nowhere else.
 
 use crate::error::{Error, Kind, Result};
+use prost::Message;
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 use rusqlite_migration::{M, Migrations};
 use rustix::fs::FlockOperation;
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tidegate_protocol::ids::{KeyId, PackId, PointId, RecordHash, SegmentId, SlotId};
+use tidegate_protocol::limits::CHECKPOINT_BLOCK_BYTES_MAX;
 use tidegate_protocol::record::{self, Body, Head, Header, KeyChanged, PointCommitted};
 use tidegate_protocol::{checkpoint, keys::Level};
 
@@ -181,12 +183,7 @@ impl Catalogue {
             for record in records.iter().filter(|record| record.number > head.number) {
                 match &record.content {
                     Replayed::Sound(header, body) => {
-                        let writer = header.writer.public.id();
-                        if is_revoked(transaction, writer).map_err(|error| self.error(error))? {
-                            tracing::warn!(record = record.number, key = %writer, "a log record is void: its key was revoked before");
-                        } else {
-                            apply(transaction, header, body).map_err(|error| self.error(error))?;
-                        }
+                        apply(transaction, header, body).map_err(|error| self.error(error))?;
                     }
                     Replayed::Void(reason) => {
                         tracing::warn!(record = record.number, reason, "a log record is void");
@@ -284,50 +281,66 @@ impl Catalogue {
         self.read(|connection| is_revoked(connection, key))
     }
 
+    /// Keys that the log has revoked.
+    pub fn revoked_keys(&self) -> Result<HashSet<KeyId>> {
+        let ids = self.ids("SELECT id FROM signer WHERE revoked", KeyId::from_slice)?;
+        Ok(ids.into_iter().collect())
+    }
+
     /// The state as blocks of a checkpoint, with the head they belong to.
     pub fn checkpoint_blocks(&self) -> Result<(Head, Vec<checkpoint::Block>)> {
         let blobs = |sql: &str| self.ids(sql, |bytes| Some(bytes.to_vec()));
-        self.write(|_| Ok(()))?;
         let head = self.head()?;
-        let mut all = vec![checkpoint::Block {
-            segments: blobs("SELECT id FROM segment")?,
-            runs: self.decode_all("SELECT body FROM run")?,
-            holds: self.decode_all("SELECT body FROM hold")?,
-            condemned: blobs("SELECT pack FROM condemned")?,
-            bad: blobs("SELECT pack FROM bad")?,
-            swept: blobs("SELECT pack FROM swept")?,
-            volumes: self.decode_all("SELECT body FROM volume")?,
-            keys: self
-                .signers()?
-                .into_iter()
-                .map(|signer| KeyChanged {
-                    key: signer.key.0.to_vec(),
-                    level: signer.level.map_or(0, |level| level.tag().into()),
-                    label: signer.label,
-                    revoked: signer.revoked,
-                    slot: signer.slot.map_or_else(Vec::new, |slot| slot.0.to_vec()),
-                })
-                .collect(),
-            ..checkpoint::Block::default()
-        }];
-        // A point takes a few hundred bytes; blocks of a thousand stay far below their bound.
-        for points in self.points(None)?.chunks(1000) {
-            all.push(checkpoint::Block {
-                points: points
-                    .iter()
-                    .map(|(number, point)| checkpoint::NumberedPoint {
-                        number: *number,
-                        time_unix_ns: point.finished_unix_ns,
-                        point: Some(point.clone()),
-                    })
-                    .collect(),
-                ..checkpoint::Block::default()
-            });
+        let mut blocks = BlockList::default();
+        for (number, point) in self.points(None)? {
+            let point = checkpoint::NumberedPoint {
+                number,
+                time_unix_ns: point.finished_unix_ns,
+                point: Some(point),
+            };
+            blocks.add(point.encoded_len(), |block| block.points.push(point));
         }
+        macro_rules! add_all {
+            ($field:ident: $list:expr) => {
+                for item in $list {
+                    blocks.add(item.encoded_len(), |block| block.$field.push(item));
+                }
+            };
+        }
+        add_all!(segments: blobs("SELECT id FROM segment")?);
+        add_all!(condemned: blobs("SELECT pack FROM condemned")?);
+        add_all!(bad: blobs("SELECT pack FROM bad")?);
+        add_all!(swept: blobs("SELECT pack FROM swept")?);
+        add_all!(runs: self.decode_all::<record::RunAnnounced>("SELECT body FROM run")?);
+        add_all!(holds: self.decode_all::<record::HoldSet>("SELECT body FROM hold")?);
+        add_all!(volumes: self.decode_all::<record::VolumeOpened>("SELECT body FROM volume")?);
+        add_all!(tree_packs: self.tree_packs()?);
+        add_all!(keys: self.signers()?.into_iter().map(|signer| KeyChanged {
+            key: signer.key.0.to_vec(),
+            level: signer.level.map_or(0, |level| level.tag().into()),
+            label: signer.label,
+            revoked: signer.revoked,
+            slot: signer.slot.map_or_else(Vec::new, |slot| slot.0.to_vec()),
+        }));
+        let all = blocks.done;
         if self.head()? != head {
             return Err(Error::new(Kind::Conflict, "the log moved on meanwhile"));
         }
         Ok((head, all))
+    }
+
+    fn tree_packs(&self) -> Result<Vec<record::PackSize>> {
+        self.read(|connection| {
+            connection
+                .prepare_cached("SELECT id, bytes FROM tree_pack")?
+                .query_map([], |row| {
+                    Ok(record::PackSize {
+                        pack: row.get(0)?,
+                        bytes: unsigned(row.get(1)?),
+                    })
+                })?
+                .collect()
+        })
     }
 
     /// Runs a reading closure.
@@ -390,6 +403,29 @@ impl Catalogue {
             .advise("run `tidegate repo rebuild-cache`")
             .caused_by(error)
         })
+    }
+}
+
+/// Fills blocks of a checkpoint up to half their bound; a record's body may be as long as the other
+/// half.
+#[derive(Default)]
+struct BlockList {
+    done: Vec<checkpoint::Block>,
+    bytes: usize,
+}
+
+impl BlockList {
+    fn add(&mut self, bytes: usize, put: impl FnOnce(&mut checkpoint::Block)) {
+        /// Tag and length of an item.
+        const ITEM_OVERHEAD_BYTES: usize = 8;
+        if self.done.is_empty() || self.bytes > CHECKPOINT_BLOCK_BYTES_MAX as usize / 2 {
+            self.done.push(checkpoint::Block::default());
+            self.bytes = 0;
+        }
+        self.bytes += bytes + ITEM_OVERHEAD_BYTES;
+        if let Some(block) = self.done.last_mut() {
+            put(block);
+        }
     }
 }
 
@@ -498,6 +534,9 @@ fn load_block(connection: &Connection, block: &checkpoint::Block) -> rusqlite::R
     for point in &block.points {
         if let Some(body) = &point.point {
             add_point(connection, point.number, point.time_unix_ns, body)?;
+            for pack in &body.tree_packs {
+                add_tree_pack(connection, pack)?;
+            }
         }
     }
     for segment in &block.segments {

@@ -20,9 +20,11 @@ use crate::error::{Error, Kind, Result};
 use crate::store::Created;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use tidegate_protocol::FormatError;
 use tidegate_protocol::checkpoint::{self, Checkpoint};
-use tidegate_protocol::ids::RecordHash;
+use tidegate_protocol::ids::{KeyId, RecordHash};
+use tidegate_protocol::keys::{Keys, Level};
 use tidegate_protocol::limits::RECORD_BYTES_MAX;
 use tidegate_protocol::record::{self, Body, Head, Header};
 
@@ -162,7 +164,7 @@ impl Repository {
     }
 
     async fn checkpoint_if_due(&self, number: u64) {
-        let may = self.keys.level() != tidegate_protocol::keys::Level::Host;
+        let may = self.keys.level() != Level::Host;
         if may && number.is_multiple_of(CHECKPOINT_EVERY) {
             // The log is complete without it.
             if let Err(error) = self.write_checkpoint().await {
@@ -216,6 +218,14 @@ impl Repository {
             let error = Error::new(Kind::Corrupt, "it names another hash for its record");
             return Err(self.damaged(&key, error));
         }
+        let writer = decoded.front.writer.public.id();
+        if self.catalogue.is_revoked(writer)? || says_revoked(&decoded, &self.keys, writer) {
+            let error = Error::new(
+                Kind::Corrupt,
+                format!("key {writer}, which signed it, is revoked"),
+            );
+            return Err(self.damaged(&key, error));
+        }
         let blocks = decoded
             .blocks(&self.keys)
             .map(|block| block.map_err(|error| self.damaged(&key, error)));
@@ -224,10 +234,15 @@ impl Repository {
 
     async fn read_record(&self, number: u64) -> Result<Bytes> {
         let key = record::object_key(number);
-        self.store
-            .get(&key, RECORD_BYTES_MAX.into())
-            .await
-            .map_err(|error| match error.kind() {
+        let read = match self.store.get(&key, RECORD_BYTES_MAX.into()).await {
+            // Larger than a record can be: it is void, and chained to by its front.
+            Err(error) if error.kind() == Kind::Corrupt => {
+                let front = 0..u64::from(RECORD_BYTES_MAX) + 1;
+                self.store.get_range(&key, front).await
+            }
+            read => read,
+        };
+        read.map_err(|error| match error.kind() {
                 Kind::Missing => Error::new(
                     Kind::Corrupt,
                     format!("{}: {key} is missing from the middle of the log", self.store.label()),
@@ -239,11 +254,18 @@ impl Repository {
     }
 
     fn replay(&self, mut head: Head, records: &[Bytes]) -> Result<Head> {
+        let mut revoked = self.catalogue.revoked_keys()?;
         let mut decoded = Vec::with_capacity(records.len());
         for bytes in records {
             let number = head.number + 1;
             let hash = RecordHash::of(bytes);
-            decoded.push((number, hash, self.decode_record(head, bytes)?));
+            let content = self.decode_record(head, bytes, &revoked)?;
+            if let Ok((_, Body::KeyChanged(key))) = &content
+                && key.revoked
+            {
+                revoked.extend(KeyId::from_slice(&key.key));
+            }
+            decoded.push((number, hash, content));
             head = Head { number, hash };
         }
         let batch: Vec<RecordToReplay<'_>> = decoded
@@ -261,12 +283,29 @@ impl Repository {
         Ok(head)
     }
 
-    /// `Ok(Err(reason))` is a void record; an error is a broken chain.
-    fn decode_record(&self, head: Head, bytes: &[u8]) -> Result<Result<(Header, Body), String>> {
+    /// `Ok(Err(reason))` is a void record; an error is a record that must not be passed over: one of
+    /// a newer program, or one that does not continue the log. A revoked key can write neither.
+    fn decode_record(
+        &self,
+        head: Head,
+        bytes: &[u8],
+        revoked: &HashSet<KeyId>,
+    ) -> Result<Result<(Header, Body), String>> {
         let key = record::object_key(head.number + 1);
-        let header = match Header::decode(bytes, self.keys.root_public(), self.keys.repository()) {
+        let (root, repository) = (self.keys.root_public(), self.keys.repository());
+        if let Ok(writer) = Header::writer_of(bytes, root, repository)
+            && revoked.contains(&writer.public.id())
+        {
+            let writer = writer.public.id();
+            return Ok(Err(format!("{key}: key {writer} was revoked before")));
+        }
+        let newer_or_void = |error: FormatError| match error.needs_newer_program() {
+            true => Err(self.damaged(&key, error)),
+            false => Ok(Err(format!("{key}: {error}"))),
+        };
+        let header = match Header::decode(bytes, root, repository) {
             Ok(header) => header,
-            Err(error) => return Ok(Err(format!("{key}: {error}"))),
+            Err(error) => return newer_or_void(error),
         };
         if header.number != head.number + 1 {
             return Ok(Err(format!(
@@ -281,9 +320,17 @@ impl Repository {
             )
             .advise("bring the log back from the bucket's versions; if only this machine's cache is from another history, run `tidegate repo rebuild-cache`"));
         }
-        Ok(header
-            .open_body(bytes, &self.keys)
-            .map(|body| (header, body))
-            .map_err(|error| format!("{key}: {error}")))
+        match header.open_body(bytes, &self.keys) {
+            Ok(body) => Ok(Ok((header, body))),
+            Err(error) => newer_or_void(error),
+        }
     }
+}
+
+/// True when the checkpoint itself says that its writer was revoked.
+fn says_revoked(checkpoint: &Checkpoint<'_>, keys: &Keys, writer: KeyId) -> bool {
+    checkpoint.blocks(keys).flatten().any(|block| {
+        let mut changed = block.keys.iter();
+        changed.any(|key| key.revoked && KeyId::from_slice(&key.key) == Some(writer))
+    })
 }

@@ -5,7 +5,7 @@ mod writer;
 pub use writer::{LeafContent, OldTree, TreeWriter, WrittenTrees};
 
 use super::{PointDisk, Repository};
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use quick_cache::sync::Cache;
 use std::sync::Arc;
 use tidegate_protocol::limits::{FAN_OUT, LEAF_BYTES};
@@ -19,6 +19,7 @@ pub struct TreeReader {
     repository: Arc<Repository>,
     root: Option<PageRef>,
     levels: u8,
+    size_bytes: u64,
     leaves: u64,
     inner: Cache<(u8, u64), Arc<Inner>>,
 }
@@ -35,6 +36,7 @@ impl TreeReader {
             repository: Arc::clone(repository),
             root: disk.root,
             levels: disk.levels,
+            size_bytes: disk.size_bytes,
             leaves: leaf_count(disk.size_bytes),
             inner: Cache::new(INNER_PAGES_MAX),
         }
@@ -77,7 +79,7 @@ impl TreeReader {
     /// The leaf at `index`, with its reference; `None` is all hole.
     pub async fn leaf(&self, index: u64) -> Result<Option<(PageRef, Leaf)>> {
         match self.page(0, index).await? {
-            Some(page) => Ok(Some((page, self.repository.leaf(&page).await?))),
+            Some(page) => Ok(Some((page, self.read_leaf(index, &page).await?))),
             None => Ok(None),
         }
     }
@@ -103,12 +105,39 @@ impl TreeReader {
         self.leaves.div_ceil(FAN_OUT as u64)
     }
 
+    /// Reads the leaf at `index` by its reference. It must cover just what the disk has there.
+    pub async fn read_leaf(&self, index: u64, page: &PageRef) -> Result<Leaf> {
+        let leaf = self.repository.leaf(page).await?;
+        let expected = (self.size_bytes.saturating_sub(index * LEAF_BYTES)).min(LEAF_BYTES);
+        self.covers(page, leaf.length(), expected)?;
+        Ok(leaf)
+    }
+
     async fn read_inner(&self, page: &PageRef, level: u8, index: u64) -> Result<Arc<Inner>> {
         if let Some(inner) = self.inner.get(&(level, index)) {
             return Ok(inner);
         }
         let inner = Arc::new(self.repository.inner(page, level).await?);
+        let below = self
+            .leaves
+            .div_ceil((FAN_OUT as u64).pow(u32::from(level) - 1));
+        let expected = below
+            .saturating_sub(index * FAN_OUT as u64)
+            .min(FAN_OUT as u64);
+        self.covers(page, inner.children.len() as u64, expected)?;
         self.inner.insert((level, index), Arc::clone(&inner));
         Ok(inner)
+    }
+
+    /// A page is sound by itself and still may not belong where it was found.
+    fn covers(&self, page: &PageRef, found: u64, expected: u64) -> Result<()> {
+        if found == expected {
+            return Ok(());
+        }
+        let what = format!("a page covers {found} where {expected} were expected");
+        let error = Error::new(Kind::Corrupt, what);
+        Err(self
+            .repository
+            .damaged(&page.location.pack.object_key(), error))
     }
 }
