@@ -343,11 +343,25 @@ fn verify_finds_damage_and_names_what_it_touches() {
     assert_eq!(damage["touches"][0]["disk"], "web01");
     let text = site.tidegate(&["verify", "web01"]).ends_with(4).stdout;
     assert!(text.contains("What to do") && text.contains(name), "{text}");
-    // What is damaged does not restore, and the target says that it is unfinished.
+    // What is damaged does not restore.
     site.tidegate(&["restore", "web01@latest", "--to", "bad.raw"])
         .ends_with(4)
         .says(&[name]);
     assert!(!site.path("bad.raw").exists());
+
+    // The damage stands in the log: the next backup stores it anew, and the old point is whole again.
+    assert_eq!(u64_of(&report, "noted_packs"), 1);
+    let point = damage["touches"][0]["point"].as_str().unwrap();
+    let again = site
+        .tidegate(&["backup", "web01.raw", "--json"])
+        .succeeds()
+        .json();
+    assert!(u64_of(&again, "new_bytes") > 0);
+    site.tidegate(&["verify", "--all"]).succeeds();
+    let old = format!("web01@{point}");
+    site.tidegate(&["restore", &old, "--to", "healed.raw"])
+        .succeeds();
+    assert_same(&site.path("web01.raw"), &site.path("healed.raw"));
 }
 
 #[test]
