@@ -68,8 +68,8 @@ fn peak_rss_bytes(site: &Site, args: &[&str]) -> u64 {
 #[track_caller]
 fn assert_modest(what: &str, rss_bytes: u64) {
     eprintln!("{what}: {} MiB", rss_bytes / MIB);
-    // Whatever reads 512 MiB and seals them takes more than this: the measurement works.
-    assert!(rss_bytes > 16 * MIB, "{what}: {rss_bytes} bytes");
+    // No program of this size takes less than this: the measurement works.
+    assert!(rss_bytes > 4 * MIB, "{what}: {rss_bytes} bytes");
     assert!(
         rss_bytes <= RSS_BYTES_MAX,
         "{what} took {} MiB of memory, at most {} MiB are promised",

@@ -64,7 +64,7 @@ impl Lab {
         Self::on(&Store::open(location, &StoreSettings::default()).unwrap()).await
     }
 
-    async fn on(store: &Store) -> Self {
+    pub async fn on(store: &Store) -> Self {
         let (store, calls) = store.with_faults(&StoreSettings::default());
         let mut saved = None;
         Repository::init(&store, CHUNKER, |keys| {
