@@ -26,7 +26,7 @@ pub const READ_BYTES_MAX: u64 = 16 << 20;
 /// moves in 5 ms.
 const GAP_BYTES: u64 = 512 << 10;
 
-/// Beyond one read a pack, another is allowed for each such stretch: the cost that is promised.
+/// Beyond one request a pack, another is allowed for each such stretch: the cost that is promised.
 const STRETCH_BYTES: u64 = 8 << 20;
 
 /// Part of a chunk that somebody wants.
@@ -82,11 +82,13 @@ fn plan_pack(group: &[Want], first: usize, reads: &mut Vec<Read>) {
     loop {
         plan_with_gap(group, first, gap, reads);
         let allowed = 1 + last.location.frame_range().end / STRETCH_BYTES;
-        let used = (reads.len() - before) as u64;
+        // The pack's key takes a request of its own where the first read does not bring it.
+        let apart = reads.get(before).is_some_and(|read| read.range.start > 0);
+        let used = (reads.len() - before) as u64 + u64::from(apart);
         if used <= allowed || gap > READ_BYTES_MAX {
             return;
         }
-        // Scattered wants: fewer, longer reads.
+        // Scattered wants, or far from the key: fewer, longer reads.
         reads.truncate(before);
         gap *= 2;
     }
