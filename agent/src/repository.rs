@@ -40,7 +40,7 @@ use std::sync::{Arc, OnceLock};
 use tidegate_protocol::descriptor::{self, ChunkerParams, Descriptor, FORMAT_VERSION};
 use tidegate_protocol::ids::{KeyId, RepositoryId, SegmentId};
 use tidegate_protocol::keys::{Keys, Level, RepositorySecret, Secret};
-use tidegate_protocol::limits::{SEGMENT_BYTES_MAX, SMALL_OBJECT_BYTES_MAX};
+use tidegate_protocol::limits::{RECORD_BYTES_MAX, SEGMENT_BYTES_MAX, SMALL_OBJECT_BYTES_MAX};
 use tidegate_protocol::record::{self, Body, Head};
 use tidegate_protocol::segment::Segment;
 use tidegate_protocol::{FormatError, checkpoint};
@@ -194,11 +194,11 @@ impl Repository {
                     .map_err(refused)?,
             );
             let number = head.number + 1;
-            match store
-                .create(&record::object_key(number), bytes.clone())
-                .await?
-            {
+            let key = record::object_key(number);
+            match store.create(&key, bytes.clone()).await? {
                 Created::New => {}
+                // Perhaps our own, and only its answer was lost.
+                Created::Exists if store.get(&key, RECORD_BYTES_MAX.into()).await? == bytes => {}
                 Created::Exists => break,
             }
             head = Head {
@@ -224,10 +224,10 @@ impl Repository {
 
     /// Throws this machine's cache away and builds it anew from the bucket.
     pub async fn rebuild_cache(store: Store, keys: Keys, cache_folder: &Path) -> Result<Self> {
-        let folder = cache_folder.join(keys.repository().to_string());
-        let work = folder.clone();
+        let work = cache_folder.join(keys.repository().to_string());
         blocking(move || {
-            catalogue::remove(&work.join(CATALOGUE_FILE))?;
+            create_folder(&work)?;
+            Catalogue::open(&work.join(CATALOGUE_FILE))?.empty()?;
             match std::fs::remove_dir_all(work.join(TREE_FOLDER)) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io(
                     format!("cannot remove {}", work.join(TREE_FOLDER).display()),
@@ -270,13 +270,7 @@ impl Repository {
         })?;
         let folder = cache_folder.join(keys.repository().to_string());
         let (catalogue, pages) = blocking(move || {
-            std::fs::create_dir_all(&folder).map_err(|error| {
-                Error::io(
-                    format!("cannot make the cache folder {}", folder.display()),
-                    error,
-                )
-                .advise("name another folder with --cache-dir")
-            })?;
+            create_folder(&folder)?;
             let catalogue = Catalogue::open(&folder.join(CATALOGUE_FILE))?;
             Ok((catalogue, PageCache::new(&folder.join(TREE_FOLDER))))
         })
@@ -425,9 +419,12 @@ impl Repository {
         Ok(stats)
     }
 
-    fn index_follows(&self) -> Result<()> {
+    async fn index_follows(&self) -> Result<()> {
         match self.index.get() {
-            Some(index) => index.refresh_unusable(),
+            Some(index) => {
+                let index = Arc::clone(index);
+                blocking(move || index.refresh_unusable()).await
+            }
             None => Ok(()),
         }
     }
@@ -450,6 +447,13 @@ pub(crate) async fn blocking<T: Send + 'static>(
         Ok(done) => done,
         Err(error) => Err(Error::new(Kind::Bug, "a worker thread broke down").caused_by(error)),
     }
+}
+
+fn create_folder(folder: &Path) -> Result<()> {
+    std::fs::create_dir_all(folder).map_err(|error| {
+        let what = format!("cannot make the cache folder {}", folder.display());
+        Error::io(what, error).advise("name another folder with --cache-dir")
+    })
 }
 
 /// The format's writer refuses what this program made of sound input.

@@ -1,23 +1,26 @@
 //! The catalogue: what the log amounts to, replayed into a local SQLite file.
 //!
 //! Everything in it can be thrown away and replayed from the bucket. Several processes share one
-//! file; each replay is one transaction that starts from the head it finds there. What it is not:
-//! a place for anything that exists nowhere else.
+//! file; each replay is one transaction that starts from the head it finds there, and numbers of
+//! packs are never used twice, also when the cache is emptied under running processes. What it is
+//! not: a place for anything that exists nowhere else.
+
+mod state;
 
 use crate::error::{Error, Kind, Result};
-use prost::Message;
-use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, Transaction, TransactionBehavior};
 use rusqlite_migration::{M, Migrations};
-use rustix::fs::FlockOperation;
+use state::{apply, head_of, is_revoked, load_block, set_head};
 use std::collections::HashSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tidegate_protocol::ids::{KeyId, PackId, PointId, RecordHash, SegmentId, SlotId};
+use tidegate_protocol::ids::{KeyId, PackId, RecordHash, SegmentId, SlotId};
+use tidegate_protocol::keys::Level;
 use tidegate_protocol::limits::CHECKPOINT_BLOCK_BYTES_MAX;
-use tidegate_protocol::record::{self, Body, Head, Header, KeyChanged, PointCommitted};
-use tidegate_protocol::{checkpoint, keys::Level};
+use tidegate_protocol::record::{Body, Head, Header, KeyChanged, PackSize, PointCommitted};
+use tidegate_protocol::{checkpoint, record};
 
 /// How long one process waits for another that writes to the same file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -43,13 +46,19 @@ CREATE TABLE signer (
 CREATE TABLE volume (id BLOB PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE tree_pack (id BLOB PRIMARY KEY, bytes INTEGER NOT NULL) WITHOUT ROWID;
 
-CREATE TABLE pack (number INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, bytes INTEGER NOT NULL, segment BLOB);
+CREATE TABLE pack (number INTEGER PRIMARY KEY AUTOINCREMENT, id BLOB NOT NULL UNIQUE, bytes INTEGER NOT NULL, segment BLOB);
 CREATE INDEX pack_without_segment ON pack (number) WHERE segment IS NULL;
 CREATE TABLE chunk (
     front INTEGER PRIMARY KEY, back INTEGER NOT NULL, pack INTEGER NOT NULL,
     frame_offset INTEGER NOT NULL, frame_bytes INTEGER NOT NULL,
     offset_in_frame INTEGER NOT NULL, length INTEGER NOT NULL
 );
+";
+
+/// All that a checkpoint says anew.
+const EMPTY_STATE: &str = "
+DELETE FROM point; DELETE FROM run; DELETE FROM hold; DELETE FROM condemned; DELETE FROM swept;
+DELETE FROM bad; DELETE FROM signer; DELETE FROM volume; DELETE FROM tree_pack;
 ";
 
 /// The writing side of the local file. One for each process; readers open connections of their own.
@@ -59,21 +68,22 @@ pub struct Catalogue {
 }
 
 /// What a log record turned out to be.
-pub enum Replayed<'a> {
+#[expect(clippy::large_enum_variant, reason = "nearly every record is sound")]
+pub enum Replayed {
     /// Sound: its header and content.
-    Sound(&'a Header, &'a Body),
+    Sound(Header, Body),
     /// Void, and why: skipped by every reader, but part of the chain.
     Void(String),
 }
 
 /// A record as the replay takes it.
-pub struct RecordToReplay<'a> {
+pub struct RecordToReplay {
     /// Its number.
     pub number: u64,
     /// The hash of its stored bytes.
     pub hash: RecordHash,
     /// What it is.
-    pub content: Replayed<'a>,
+    pub content: Replayed,
 }
 
 /// A signing key that the log knows.
@@ -97,7 +107,8 @@ impl Catalogue {
     /// Opens the file, or makes it. A file that SQLite finds damaged, or that a newer program made,
     /// is put aside and made anew: nothing in it is needed.
     pub fn open(path: &Path) -> Result<Self> {
-        let _alone = lock(path)?;
+        // Processes that make or mend the file do so one after the other.
+        let _turn = take_turn(path)?;
         match Self::try_open(path) {
             Ok(catalogue) => Ok(catalogue),
             Err(error) if error.kind() == Kind::Corrupt => {
@@ -130,6 +141,22 @@ impl Catalogue {
         })
     }
 
+    /// Empties the file, so that it is replayed from the first record. Other processes may be using
+    /// it: unlinking it would pull its write-ahead log from under them.
+    pub fn empty(&self) -> Result<()> {
+        let (number, hash) = (Head::EMPTY.number, Head::EMPTY.hash);
+        self.write(|transaction| {
+            transaction
+                .execute_batch(EMPTY_STATE)
+                .and_then(|()| {
+                    transaction
+                        .execute_batch("DELETE FROM segment; DELETE FROM chunk; DELETE FROM pack;")
+                })
+                .and_then(|()| set_head(transaction, number, hash))
+                .map_err(|error| self.error(error))
+        })
+    }
+
     /// The file.
     pub fn path(&self) -> &Path {
         &self.path
@@ -140,57 +167,76 @@ impl Catalogue {
         self.read(head_of)
     }
 
-    /// Replaces everything by a checkpoint's state.
+    /// Replaces everything by the state of a checkpoint that `writer` signed.
     pub fn load_checkpoint(
         &self,
         number: u64,
         hash: RecordHash,
+        writer: KeyId,
         blocks: impl Iterator<Item = Result<checkpoint::Block>>,
     ) -> Result<()> {
         self.write(|transaction| {
-            if head_of(transaction)
-                .map_err(|error| self.error(error))?
-                .number
-                >= number
-            {
+            let sql = |error| self.error(error);
+            if head_of(transaction).map_err(sql)?.number >= number {
                 return Ok(());
             }
             // Chunks stay: their segments are known by name, and a name is a hash.
             transaction
-                .execute_batch(
-                    "DELETE FROM point; DELETE FROM run; DELETE FROM hold; DELETE FROM condemned;
-                     DELETE FROM swept; DELETE FROM bad; DELETE FROM signer; DELETE FROM volume;
-                     DELETE FROM tree_pack; UPDATE segment SET loaded = loaded + 2;",
-                )
-                .map_err(|error| self.error(error))?;
+                .execute_batch(EMPTY_STATE)
+                .and_then(|()| {
+                    transaction.execute_batch("UPDATE segment SET loaded = loaded + 2;")
+                })
+                .map_err(sql)?;
             for block in blocks {
-                let block = block?;
-                load_block(transaction, &block).map_err(|error| self.error(error))?;
+                load_block(transaction, &block?).map_err(sql)?;
+            }
+            if is_revoked(transaction, writer).map_err(sql)? {
+                return Err(Error::new(
+                    Kind::Corrupt,
+                    format!("the checkpoint of record {number} is signed by key {writer}, which it calls revoked"),
+                ));
             }
             // Segments that the checkpoint does not name are gone.
             transaction
                 .execute("DELETE FROM segment WHERE loaded >= 2", [])
-                .map_err(|error| self.error(error))?;
-            set_head(transaction, number, hash).map_err(|error| self.error(error))
+                .map_err(sql)?;
+            set_head(transaction, number, hash).map_err(sql)
         })
     }
 
     /// Replays records in order. Those at or before the head are skipped: another process may have
     /// been faster. The chain was checked by the caller.
-    pub fn replay(&self, records: &[RecordToReplay<'_>]) -> Result<()> {
+    ///
+    /// # Errors
+    /// [`Kind::Conflict`] where the first of the rest does not follow the head.
+    pub fn replay(&self, records: &[RecordToReplay]) -> Result<()> {
         self.write(|transaction| {
-            let head = head_of(transaction).map_err(|error| self.error(error))?;
-            for record in records.iter().filter(|record| record.number > head.number) {
+            let sql = |error| self.error(error);
+            let mut head = head_of(transaction).map_err(sql)?.number;
+            for record in records {
+                if record.number <= head {
+                    continue;
+                }
+                if record.number != head + 1 {
+                    return Err(Error::new(
+                        Kind::Conflict,
+                        format!(
+                            "the local cache {} was emptied meanwhile",
+                            self.path.display()
+                        ),
+                    )
+                    .advise("run the command again"));
+                }
                 match &record.content {
                     Replayed::Sound(header, body) => {
-                        apply(transaction, header, body).map_err(|error| self.error(error))?;
+                        apply(transaction, header, body).map_err(sql)?;
                     }
                     Replayed::Void(reason) => {
                         tracing::warn!(record = record.number, reason, "a log record is void");
                     }
                 }
-                set_head(transaction, record.number, record.hash)
-                    .map_err(|error| self.error(error))?;
+                head = record.number;
+                set_head(transaction, head, record.hash).map_err(sql)?;
             }
             Ok(())
         })
@@ -289,55 +335,98 @@ impl Catalogue {
 
     /// The state as blocks of a checkpoint, with the head they belong to.
     pub fn checkpoint_blocks(&self) -> Result<(Head, Vec<checkpoint::Block>)> {
-        let blobs = |sql: &str| self.ids(sql, |bytes| Some(bytes.to_vec()));
         let head = self.head()?;
-        let mut blocks = BlockList::default();
-        for (number, point) in self.points(None)? {
-            let point = checkpoint::NumberedPoint {
-                number,
-                time_unix_ns: point.finished_unix_ns,
-                point: Some(point),
-            };
-            blocks.add(point.encoded_len(), |block| block.points.push(point));
+        let mut blocks = Blocks::default();
+        let mut of_points = HashSet::new();
+        for (number, time_unix_ns, body) in self.point_rows()? {
+            let point: PointCommitted = self.decode(&body)?;
+            of_points.extend(point.tree_packs.iter().map(|pack| pack.pack.clone()));
+            blocks
+                .room_for(body.len() + 32)
+                .points
+                .push(checkpoint::NumberedPoint {
+                    number,
+                    time_unix_ns,
+                    point: Some(point),
+                });
         }
-        macro_rules! add_all {
-            ($field:ident: $list:expr) => {
-                for item in $list {
-                    blocks.add(item.encoded_len(), |block| block.$field.push(item));
-                }
-            };
+        let blobs = |sql: &str| self.ids(sql, |bytes| Some(bytes.to_vec()));
+        for id in blobs("SELECT id FROM segment")? {
+            blocks.room_for(id.len()).segments.push(id);
         }
-        add_all!(segments: blobs("SELECT id FROM segment")?);
-        add_all!(condemned: blobs("SELECT pack FROM condemned")?);
-        add_all!(bad: blobs("SELECT pack FROM bad")?);
-        add_all!(swept: blobs("SELECT pack FROM swept")?);
-        add_all!(runs: self.decode_all::<record::RunAnnounced>("SELECT body FROM run")?);
-        add_all!(holds: self.decode_all::<record::HoldSet>("SELECT body FROM hold")?);
-        add_all!(volumes: self.decode_all::<record::VolumeOpened>("SELECT body FROM volume")?);
-        add_all!(tree_packs: self.tree_packs()?);
-        add_all!(keys: self.signers()?.into_iter().map(|signer| KeyChanged {
-            key: signer.key.0.to_vec(),
-            level: signer.level.map_or(0, |level| level.tag().into()),
-            label: signer.label,
-            revoked: signer.revoked,
-            slot: signer.slot.map_or_else(Vec::new, |slot| slot.0.to_vec()),
-        }));
-        let all = blocks.done;
+        for run in self.decode_all::<record::RunAnnounced>("SELECT body FROM run")? {
+            blocks
+                .room_for(prost::Message::encoded_len(&run))
+                .runs
+                .push(run);
+        }
+        for hold in self.decode_all::<record::HoldSet>("SELECT body FROM hold")? {
+            blocks
+                .room_for(prost::Message::encoded_len(&hold))
+                .holds
+                .push(hold);
+        }
+        for volume in self.decode_all::<record::VolumeOpened>("SELECT body FROM volume")? {
+            blocks
+                .room_for(prost::Message::encoded_len(&volume))
+                .volumes
+                .push(volume);
+        }
+        for id in blobs("SELECT pack FROM condemned")? {
+            blocks.room_for(id.len()).condemned.push(id);
+        }
+        for id in blobs("SELECT pack FROM bad")? {
+            blocks.room_for(id.len()).bad.push(id);
+        }
+        for id in blobs("SELECT pack FROM swept")? {
+            blocks.room_for(id.len()).swept.push(id);
+        }
+        for pack in self.tree_packs()? {
+            // Those of live points stand with their points.
+            if !of_points.contains(&pack.pack) {
+                blocks.room_for(pack.pack.len() + 16).tree_packs.push(pack);
+            }
+        }
+        for signer in self.signers()? {
+            let key = KeyChanged {
+                key: signer.key.0.to_vec(),
+                level: signer.level.map_or(0, |level| level.tag().into()),
+                label: signer.label,
+                revoked: signer.revoked,
+                slot: signer.slot.map_or_else(Vec::new, |slot| slot.0.to_vec()),
+            };
+            blocks
+                .room_for(prost::Message::encoded_len(&key))
+                .keys
+                .push(key);
+        }
         if self.head()? != head {
             return Err(Error::new(Kind::Conflict, "the log moved on meanwhile"));
         }
-        Ok((head, all))
+        Ok((head, blocks.done))
     }
 
-    fn tree_packs(&self) -> Result<Vec<record::PackSize>> {
+    /// Tree packs that were written and not swept.
+    fn tree_packs(&self) -> Result<Vec<PackSize>> {
         self.read(|connection| {
             connection
                 .prepare_cached("SELECT id, bytes FROM tree_pack")?
                 .query_map([], |row| {
-                    Ok(record::PackSize {
+                    Ok(PackSize {
                         pack: row.get(0)?,
                         bytes: unsigned(row.get(1)?),
                     })
+                })?
+                .collect()
+        })
+    }
+
+    fn point_rows(&self) -> Result<Vec<(u64, u64, Vec<u8>)>> {
+        self.read(|connection| {
+            connection
+                .prepare_cached("SELECT number, time_unix_ns, body FROM point ORDER BY number")?
+                .query_map([], |row| {
+                    Ok((unsigned(row.get(0)?), unsigned(row.get(1)?), row.get(2)?))
                 })?
                 .collect()
         })
@@ -406,27 +495,40 @@ impl Catalogue {
     }
 }
 
-/// Fills blocks of a checkpoint up to half their bound; a record's body may be as long as the other
-/// half.
+/// Blocks of a checkpoint, each below its bound.
 #[derive(Default)]
-struct BlockList {
+struct Blocks {
     done: Vec<checkpoint::Block>,
-    bytes: usize,
+    last_bytes: usize,
 }
 
-impl BlockList {
-    fn add(&mut self, bytes: usize, put: impl FnOnce(&mut checkpoint::Block)) {
-        /// Tag and length of an item.
-        const ITEM_OVERHEAD_BYTES: usize = 8;
-        if self.done.is_empty() || self.bytes > CHECKPOINT_BLOCK_BYTES_MAX as usize / 2 {
+impl Blocks {
+    /// The block that takes an entry of about `bytes`.
+    fn room_for(&mut self, bytes: usize) -> &mut checkpoint::Block {
+        // A field's tag and length take a few bytes more. One record fits into a block always.
+        const ENOUGH: usize = CHECKPOINT_BLOCK_BYTES_MAX as usize / 4;
+        if self.done.is_empty() || self.last_bytes > ENOUGH {
             self.done.push(checkpoint::Block::default());
-            self.bytes = 0;
+            self.last_bytes = 0;
         }
-        self.bytes += bytes + ITEM_OVERHEAD_BYTES;
-        if let Some(block) = self.done.last_mut() {
-            put(block);
-        }
+        self.last_bytes += bytes + 16;
+        let last = self.done.len() - 1;
+        &mut self.done[last]
     }
+}
+
+/// Waits until no other process makes or mends the file. The turn ends when the value is dropped.
+fn take_turn(path: &Path) -> Result<File> {
+    let name = path.with_extension("lock");
+    let context = |error| Error::io(format!("cannot lock {}", name.display()), error);
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&name)
+        .map_err(context)?;
+    file.lock().map_err(context)?;
+    Ok(file)
 }
 
 /// Opens a connection with the settings that all of them share.
@@ -444,26 +546,8 @@ pub(super) fn connect(path: &Path) -> Result<Connection> {
     open().map_err(|error| sqlite(path, error))
 }
 
-/// Keeps other processes from opening the file until the value returned is dropped: the layout of a
-/// new file must be made once, and a damaged one must not be put aside while another is opening it.
-fn lock(path: &Path) -> Result<File> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".lock");
-    let name = PathBuf::from(name);
-    let cannot = |error| Error::io(format!("cannot lock {}", name.display()), error);
-    let file = File::options()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(&name)
-        .map_err(cannot)?;
-    rustix::fs::flock(&file, FlockOperation::LockExclusive)
-        .map_err(|error| cannot(error.into()))?;
-    Ok(file)
-}
-
 /// Removes the local file and its companions.
-pub(super) fn remove(path: &Path) -> Result<()> {
+fn remove(path: &Path) -> Result<()> {
     for suffix in ["", "-wal", "-shm"] {
         let mut name = path.as_os_str().to_owned();
         name.push(suffix);
@@ -504,262 +588,4 @@ pub(super) fn sqlite(path: &Path, error: rusqlite::Error) -> Error {
 /// SQLite's integers are signed; what we store in them never is.
 pub(super) fn unsigned(value: i64) -> u64 {
     value.cast_unsigned()
-}
-
-fn head_of(connection: &Connection) -> rusqlite::Result<Head> {
-    connection.query_row("SELECT number, hash FROM head", [], |row| {
-        Ok(Head {
-            number: unsigned(row.get(0)?),
-            hash: RecordHash(row.get(1)?),
-        })
-    })
-}
-
-fn is_revoked(connection: &Connection, key: KeyId) -> rusqlite::Result<bool> {
-    Ok(connection
-        .prepare_cached("SELECT revoked FROM signer WHERE id = ?1")?
-        .query_row([key.0], |row| row.get::<_, bool>(0))
-        .optional()?
-        .unwrap_or(false))
-}
-
-fn set_head(connection: &Connection, number: u64, hash: RecordHash) -> rusqlite::Result<()> {
-    connection
-        .prepare_cached("UPDATE head SET number = ?1, hash = ?2")?
-        .execute(params![number.cast_signed(), hash.0])
-        .map(drop)
-}
-
-fn load_block(connection: &Connection, block: &checkpoint::Block) -> rusqlite::Result<()> {
-    for point in &block.points {
-        if let Some(body) = &point.point {
-            add_point(connection, point.number, point.time_unix_ns, body)?;
-            for pack in &body.tree_packs {
-                add_tree_pack(connection, pack)?;
-            }
-        }
-    }
-    for segment in &block.segments {
-        // A segment whose chunks were loaded before keeps that state.
-        connection
-            .prepare_cached(
-                "INSERT INTO segment (id) VALUES (?1)
-                 ON CONFLICT (id) DO UPDATE SET loaded = loaded % 2",
-            )?
-            .execute([segment])?;
-    }
-    for run in &block.runs {
-        add_run(connection, run)?;
-    }
-    for hold in &block.holds {
-        put_body(
-            connection,
-            "INSERT OR REPLACE INTO hold VALUES (?1, ?2)",
-            &hold.hold,
-            hold,
-        )?;
-    }
-    for (list, sql) in [
-        (
-            &block.condemned,
-            "INSERT OR IGNORE INTO condemned VALUES (?1)",
-        ),
-        (&block.swept, "INSERT OR IGNORE INTO swept VALUES (?1)"),
-        (&block.bad, "INSERT OR IGNORE INTO bad VALUES (?1)"),
-    ] {
-        each(connection, sql, list)?;
-    }
-    for key in &block.keys {
-        change_key(connection, key, 0)?;
-    }
-    for volume in &block.volumes {
-        let sql = "INSERT OR REPLACE INTO volume VALUES (?1, ?2)";
-        put_body(connection, sql, &volume.volume, volume)?;
-    }
-    for pack in &block.tree_packs {
-        add_tree_pack(connection, pack)?;
-    }
-    Ok(())
-}
-
-fn apply(connection: &Connection, header: &Header, body: &Body) -> rusqlite::Result<()> {
-    match body {
-        Body::PointCommitted(point) => {
-            add_point(connection, header.number, header.time_unix_ns, point)?;
-            add_segments(connection, &point.segments)?;
-            connection
-                .prepare_cached("DELETE FROM run WHERE id = ?1")?
-                .execute([&point.run])?;
-            point
-                .tree_packs
-                .iter()
-                .try_for_each(|pack| add_tree_pack(connection, pack))
-        }
-        Body::PointExpired(expired) => each(
-            connection,
-            "DELETE FROM point WHERE id = ?1",
-            &expired.points,
-        ),
-        Body::HoldSet(hold) => put_body(
-            connection,
-            "INSERT OR REPLACE INTO hold VALUES (?1, ?2)",
-            &hold.hold,
-            hold,
-        ),
-        Body::HoldLifted(hold) => connection
-            .prepare_cached("DELETE FROM hold WHERE id = ?1")?
-            .execute([&hold.hold])
-            .map(drop),
-        Body::PacksCondemned(condemned) => each(
-            connection,
-            "INSERT OR IGNORE INTO condemned VALUES (?1)",
-            &condemned.packs,
-        ),
-        Body::PacksSwept(swept) => {
-            for sql in [
-                "INSERT OR IGNORE INTO swept VALUES (?1)",
-                "DELETE FROM condemned WHERE pack = ?1",
-                "DELETE FROM chunk WHERE pack = (SELECT number FROM pack WHERE id = ?1)",
-                "DELETE FROM tree_pack WHERE id = ?1",
-            ] {
-                each(connection, sql, &swept.packs)?;
-            }
-            each(
-                connection,
-                "DELETE FROM condemned WHERE pack = ?1",
-                &swept.rescued,
-            )
-        }
-        Body::ChunksRelocated(relocated) => add_segments(connection, &relocated.segments),
-        Body::PacksFoundBad(bad) => each(
-            connection,
-            "INSERT OR IGNORE INTO bad VALUES (?1)",
-            &bad.packs,
-        ),
-        Body::IndexMerged(merged) => {
-            each(
-                connection,
-                "DELETE FROM segment WHERE id = ?1",
-                &merged.removed,
-            )?;
-            add_segments(connection, &merged.added)
-        }
-        Body::VolumeOpened(volume) => put_body(
-            connection,
-            "INSERT OR REPLACE INTO volume VALUES (?1, ?2)",
-            &volume.volume,
-            volume,
-        ),
-        Body::KeyChanged(key) => change_key(connection, key, header.time_unix_ns),
-        // Kept in the log for the audit; it changes no state.
-        Body::Evidence(_) => Ok(()),
-        Body::RunAnnounced(run) => {
-            add_segments(connection, &run.segments)?;
-            if run.abandoned {
-                connection
-                    .prepare_cached("DELETE FROM run WHERE id = ?1")?
-                    .execute([&run.run])
-                    .map(drop)
-            } else {
-                add_run(connection, run)
-            }
-        }
-    }
-}
-
-fn add_point(
-    connection: &Connection,
-    number: u64,
-    time_unix_ns: u64,
-    point: &PointCommitted,
-) -> rusqlite::Result<()> {
-    // A point without a proper name cannot be spoken of: it is left out.
-    let Ok(id) = record::point_id(&point.point) else {
-        return Ok(());
-    };
-    insert_point(connection, number, time_unix_ns, id, point)
-}
-
-fn insert_point(
-    connection: &Connection,
-    number: u64,
-    time_unix_ns: u64,
-    id: PointId,
-    point: &PointCommitted,
-) -> rusqlite::Result<()> {
-    connection
-        .prepare_cached("INSERT OR IGNORE INTO point VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?
-        .execute(params![
-            id.0,
-            number.cast_signed(),
-            time_unix_ns.cast_signed(),
-            point.machine,
-            point.taken_unix_ns.cast_signed(),
-            prost::Message::encode_to_vec(point),
-        ])
-        .map(drop)
-}
-
-fn add_segments(connection: &Connection, segments: &[Vec<u8>]) -> rusqlite::Result<()> {
-    each(
-        connection,
-        "INSERT OR IGNORE INTO segment (id) VALUES (?1)",
-        segments,
-    )
-}
-
-fn add_run(connection: &Connection, run: &record::RunAnnounced) -> rusqlite::Result<()> {
-    put_body(connection, "INSERT INTO run VALUES (?1, ?2)", &run.run, run)
-}
-
-fn add_tree_pack(connection: &Connection, pack: &record::PackSize) -> rusqlite::Result<()> {
-    connection
-        .prepare_cached("INSERT OR REPLACE INTO tree_pack VALUES (?1, ?2)")?
-        .execute(params![pack.pack, pack.bytes.cast_signed()])
-        .map(drop)
-}
-
-fn change_key(
-    connection: &Connection,
-    key: &KeyChanged,
-    time_unix_ns: u64,
-) -> rusqlite::Result<()> {
-    let Ok(id) = <[u8; 16]>::try_from(key.key.as_slice()) else {
-        return Ok(());
-    };
-    // A revocation is for ever.
-    connection
-        .prepare_cached(
-            "INSERT INTO signer VALUES (?1, ?2, ?3, ?4, ?5, ?6)
-             ON CONFLICT (id) DO UPDATE SET revoked = max(revoked, excluded.revoked)",
-        )?
-        .execute(params![
-            id,
-            key.level,
-            key.label,
-            key.slot,
-            time_unix_ns.cast_signed(),
-            key.revoked
-        ])
-        .map(drop)
-}
-
-fn put_body(
-    connection: &Connection,
-    sql: &str,
-    id: &[u8],
-    body: &impl prost::Message,
-) -> rusqlite::Result<()> {
-    connection
-        .prepare_cached(sql)?
-        .execute(params![id, body.encode_to_vec()])
-        .map(drop)
-}
-
-fn each(connection: &Connection, sql: &str, list: &[Vec<u8>]) -> rusqlite::Result<()> {
-    let mut statement = connection.prepare_cached(sql)?;
-    for id in list {
-        statement.execute([id])?;
-    }
-    Ok(())
 }

@@ -14,17 +14,17 @@
 //! | record «point committed» | the point exists |
 
 use super::catalogue::{RecordToReplay, Replayed};
-use super::{Repository, refused};
+use super::{Repository, blocking, refused};
 use crate::clock;
 use crate::error::{Error, Kind, Result};
 use crate::store::Created;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 use tidegate_protocol::FormatError;
 use tidegate_protocol::checkpoint::{self, Checkpoint};
 use tidegate_protocol::ids::{KeyId, RecordHash};
-use tidegate_protocol::keys::{Keys, Level};
 use tidegate_protocol::limits::RECORD_BYTES_MAX;
 use tidegate_protocol::record::{self, Body, Head, Header};
 
@@ -32,7 +32,7 @@ use tidegate_protocol::record::{self, Body, Head, Header};
 const FETCHES_IN_FLIGHT: usize = 16;
 
 /// Records replayed in one transaction.
-const REPLAY_BATCH: usize = 256;
+const REPLAY_BATCH: u64 = 256;
 
 /// How often an append decides anew before it gives up: far more than racing writers can cause,
 /// few enough to end when something is wrong with the store.
@@ -74,25 +74,31 @@ impl Repository {
                 .advise("find out who deleted it; restore the bucket's log from its versions, or run `tidegate repo rebuild-cache` to accept the log as it is"));
             }
         }
-        let newest = listed.keys().next_back().copied().unwrap_or(head.number);
-        let wanted: Vec<u64> = (head.number + 1..=newest).collect();
-        for batch in wanted.chunks(REPLAY_BATCH) {
-            let records: Vec<Bytes> = stream::iter(batch.iter().copied())
+        let newest = listed.keys().next_back().copied().unwrap_or(0);
+        // In batches from the head on: whoever writes to the bucket can make up any number.
+        while head.number < newest {
+            let first = head.number + 1;
+            let last = newest.min(head.number.saturating_add(REPLAY_BATCH));
+            let records: Vec<Bytes> = stream::iter(first..=last)
                 .map(|number| self.read_record(number))
                 .buffered(FETCHES_IN_FLIGHT)
                 .try_collect()
                 .await?;
-            head = self.replay(head, &records)?;
+            head = self.replay(head, &records).await?;
         }
-        self.index_follows()
+        self.index_follows().await
     }
 
     /// Appends the record that `decide` makes of the repository's present state. It is called again
-    /// whenever somebody else's record came first, after that record has been replayed.
+    /// whenever somebody else's record came first, after that record has been replayed. Once the
+    /// record is in the log, the append has succeeded, whatever becomes of the local cache.
     pub async fn append(&self, decide: impl Fn(&Self) -> Result<Body>) -> Result<u64> {
         let level = self.keys.level();
         let own = self.keys.identity().certificate.public.id();
         for _ in 0..APPEND_ATTEMPTS_MAX {
+            // The head first: another process may replay into the same cache at any moment, and the
+            // decision must have seen all that stands before the number that is tried.
+            let head = self.catalogue.head()?;
             let body = decide(self)?;
             if !body.kind().may_be_signed_by(level) {
                 return Err(Error::new(
@@ -108,8 +114,7 @@ impl Repository {
                 return Err(Error::new(Kind::Denied, format!("key {own} was revoked"))
                     .advise("use another key; `tidegate key list` shows which ones stand"));
             }
-            let head = self.catalogue.head()?;
-            let number = head.number + 1;
+            let number = head.number.saturating_add(1);
             let bytes = Bytes::from(
                 record::encode(
                     &body,
@@ -127,8 +132,7 @@ impl Repository {
                 Created::Exists => self.read_record(number).await? == bytes,
             };
             if won {
-                self.replay(head, &[bytes])?;
-                self.index_follows()?;
+                self.follow(head, bytes).await;
                 self.checkpoint_if_due(number).await;
                 return Ok(number);
             }
@@ -144,9 +148,25 @@ impl Repository {
         .advise("see which writers append without end, then try again"))
     }
 
+    /// Replays a record of our own. It stands in the log already: where this machine's cache cannot
+    /// take it now, the next refresh will.
+    async fn follow(&self, head: Head, record: Bytes) {
+        let followed = match self.replay(head, &[record]).await {
+            Ok(_) => self.index_follows().await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = followed {
+            tracing::warn!(
+                error = error.chain(),
+                "the local cache did not take a record that is in the log"
+            );
+        }
+    }
+
     /// Writes a checkpoint of the present state. Maintenance and restore level.
     pub async fn write_checkpoint(&self) -> Result<u64> {
-        let (head, blocks) = self.catalogue.checkpoint_blocks()?;
+        let catalogue = Arc::clone(&self.catalogue);
+        let (head, blocks) = blocking(move || catalogue.checkpoint_blocks()).await?;
         let bytes = checkpoint::encode(
             head.number,
             head.hash,
@@ -164,7 +184,7 @@ impl Repository {
     }
 
     async fn checkpoint_if_due(&self, number: u64) {
-        let may = self.keys.level() != Level::Host;
+        let may = self.keys.level() != tidegate_protocol::keys::Level::Host;
         if may && number.is_multiple_of(CHECKPOINT_EVERY) {
             // The log is complete without it.
             if let Err(error) = self.write_checkpoint().await {
@@ -218,30 +238,25 @@ impl Repository {
             let error = Error::new(Kind::Corrupt, "it names another hash for its record");
             return Err(self.damaged(&key, error));
         }
-        let writer = decoded.front.writer.public.id();
-        if self.catalogue.is_revoked(writer)? || says_revoked(&decoded, &self.keys, writer) {
-            let error = Error::new(
-                Kind::Corrupt,
-                format!("key {writer}, which signed it, is revoked"),
-            );
-            return Err(self.damaged(&key, error));
-        }
         let blocks = decoded
             .blocks(&self.keys)
             .map(|block| block.map_err(|error| self.damaged(&key, error)));
-        self.catalogue.load_checkpoint(number, hash, blocks)
+        let writer = decoded.front.writer.public.id();
+        self.catalogue.load_checkpoint(number, hash, writer, blocks)
     }
 
+    /// A record's bytes; of an object that is larger than a record can be, as many as its hash
+    /// covers. It is void, but the records after it are chained to it.
     async fn read_record(&self, number: u64) -> Result<Bytes> {
         let key = record::object_key(number);
-        let read = match self.store.get(&key, RECORD_BYTES_MAX.into()).await {
-            // Larger than a record can be: it is void, and chained to by its front.
-            Err(error) if error.kind() == Kind::Corrupt => {
-                let front = 0..u64::from(RECORD_BYTES_MAX) + 1;
-                self.store.get_range(&key, front).await
-            }
-            read => read,
-        };
+        let mut read = self.store.get(&key, RECORD_BYTES_MAX.into()).await;
+        if matches!(&read, Err(error) if error.kind() == Kind::Corrupt)
+            && let Some(bytes) = self.store.size(&key).await?
+            && bytes > RECORD_BYTES_MAX.into()
+        {
+            let hashed = u64::from(RECORD_BYTES_MAX) + 1;
+            read = self.store.get_range(&key, 0..hashed).await;
+        }
         read.map_err(|error| match error.kind() {
                 Kind::Missing => Error::new(
                     Kind::Corrupt,
@@ -253,45 +268,47 @@ impl Repository {
             })
     }
 
-    fn replay(&self, mut head: Head, records: &[Bytes]) -> Result<Head> {
+    async fn replay(&self, mut head: Head, records: &[Bytes]) -> Result<Head> {
         let mut revoked = self.catalogue.revoked_keys()?;
-        let mut decoded = Vec::with_capacity(records.len());
+        let mut batch = Vec::with_capacity(records.len());
         for bytes in records {
-            let number = head.number + 1;
+            let number = head.number.saturating_add(1);
             let hash = RecordHash::of(bytes);
-            let content = self.decode_record(head, bytes, &revoked)?;
-            if let Ok((_, Body::KeyChanged(key))) = &content
-                && key.revoked
-            {
-                revoked.extend(KeyId::from_slice(&key.key));
-            }
-            decoded.push((number, hash, content));
+            let content = match self.decode_record(head, bytes, &revoked)? {
+                Ok((header, body)) => {
+                    if let Body::KeyChanged(key) = &body
+                        && key.revoked
+                    {
+                        revoked.extend(KeyId::from_slice(&key.key));
+                    }
+                    Replayed::Sound(header, body)
+                }
+                Err(reason) => Replayed::Void(reason),
+            };
+            batch.push(RecordToReplay {
+                number,
+                hash,
+                content,
+            });
             head = Head { number, hash };
         }
-        let batch: Vec<RecordToReplay<'_>> = decoded
-            .iter()
-            .map(|(number, hash, content)| RecordToReplay {
-                number: *number,
-                hash: *hash,
-                content: match content {
-                    Ok((header, body)) => Replayed::Sound(header, body),
-                    Err(reason) => Replayed::Void(reason.clone()),
-                },
-            })
-            .collect();
-        self.catalogue.replay(&batch)?;
+        // SQLite may wait for other processes: not on a thread of the runtime.
+        let catalogue = Arc::clone(&self.catalogue);
+        blocking(move || catalogue.replay(&batch)).await?;
         Ok(head)
     }
 
     /// `Ok(Err(reason))` is a void record; an error is a record that must not be passed over: one of
-    /// a newer program, or one that does not continue the log. A revoked key can write neither.
+    /// a newer program, which may mean what this one would undo, or one that does not continue the
+    /// log. A revoked key can write neither.
     fn decode_record(
         &self,
         head: Head,
         bytes: &[u8],
         revoked: &HashSet<KeyId>,
     ) -> Result<Result<(Header, Body), String>> {
-        let key = record::object_key(head.number + 1);
+        let number = head.number.saturating_add(1);
+        let key = record::object_key(number);
         let (root, repository) = (self.keys.root_public(), self.keys.repository());
         if let Ok(writer) = Header::writer_of(bytes, root, repository)
             && revoked.contains(&writer.public.id())
@@ -307,7 +324,7 @@ impl Repository {
             Ok(header) => header,
             Err(error) => return newer_or_void(error),
         };
-        if header.number != head.number + 1 {
+        if header.number != number {
             return Ok(Err(format!(
                 "{key}: it says that it is record {}",
                 header.number
@@ -325,12 +342,4 @@ impl Repository {
             Err(error) => newer_or_void(error),
         }
     }
-}
-
-/// True when the checkpoint itself says that its writer was revoked.
-fn says_revoked(checkpoint: &Checkpoint<'_>, keys: &Keys, writer: KeyId) -> bool {
-    checkpoint.blocks(keys).flatten().any(|block| {
-        let mut changed = block.keys.iter();
-        changed.any(|key| key.revoked && KeyId::from_slice(&key.key) == Some(writer))
-    })
 }
