@@ -9,7 +9,7 @@ use super::restore::{content_namer, stop_here};
 use super::wants::Walk;
 use crate::error::{Error, Kind, Result};
 use crate::progress::Progress;
-use crate::repository::fetch::{FetchSettings, Sink, Want};
+use crate::repository::fetch::{FetchSettings, Sink, Want, by_want};
 use crate::repository::tree::TreeReader;
 use crate::repository::{Point, Repository, blocking};
 use futures::TryStreamExt;
@@ -267,13 +267,15 @@ async fn check_data(
             Arc::clone(&passed),
             Arc::clone(progress),
         );
-        Arc::new(move |want: &Want, bytes: &[u8]| {
+        Arc::new(move |wants: &[Want], bytes: &[u8]| {
             // What is fetched again to narrow damage down counts once.
             let mut passed = passed.lock().unwrap_or_else(PoisonError::into_inner);
-            if passed.insert(want.chunk) {
-                checked.0.fetch_add(1, Ordering::Relaxed);
-                checked.1.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-                progress.add_done(bytes.len() as u64);
+            for (want, bytes) in by_want(wants, bytes) {
+                if passed.insert(want.chunk) {
+                    checked.0.fetch_add(1, Ordering::Relaxed);
+                    checked.1.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                    progress.add_done(bytes.len() as u64);
+                }
             }
             Ok(())
         })
