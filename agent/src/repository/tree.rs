@@ -8,6 +8,7 @@ use super::{PointDisk, Repository};
 use crate::error::{Error, Kind, Result};
 use quick_cache::sync::Cache;
 use std::sync::Arc;
+use tidegate_protocol::ids::PackId;
 use tidegate_protocol::limits::{FAN_OUT, LEAF_BYTES};
 use tidegate_protocol::page::{Inner, Leaf, PageRef};
 
@@ -98,6 +99,20 @@ impl TreeReader {
             .zip(&inner.children)
             .filter_map(|(index, child)| child.map(|page| (index, page)))
             .collect())
+    }
+
+    /// The pack of the last page on the way to a group of leaves that could be found: where the
+    /// group cannot be read, this is why.
+    pub async fn pack_above(&self, group: u64) -> Option<PackId> {
+        let mut last = None;
+        for level in (1..=self.levels).rev() {
+            let index = group / (FAN_OUT as u64).pow(u32::from(level) - 1);
+            match self.page(level, index).await {
+                Ok(Some(page)) => last = Some(page.location.pack),
+                _ => break,
+            }
+        }
+        last
     }
 
     /// How many groups of leaves the disk has.
