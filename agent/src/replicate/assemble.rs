@@ -84,6 +84,7 @@ pub(super) fn assembler<'a>(
         old: OldTrees {
             disks: &shared.disks,
             runtime: &shared.runtime,
+            unusable: shared.index.unusable(),
             referenced: HashSet::new(),
         },
         index: shared.index.reader()?,
@@ -302,6 +303,8 @@ fn pack_random() -> Result<PackRandom> {
 struct OldTrees<'a> {
     disks: &'a [Disk],
     runtime: &'a tokio::runtime::Handle,
+    /// Packs whose pages must be written anew.
+    unusable: Arc<HashSet<PackId>>,
     referenced: HashSet<PackId>,
 }
 
@@ -316,6 +319,7 @@ impl OldTree for OldTrees<'_> {
             return Ok(None);
         };
         let found = self.runtime.block_on(parent.tree.inner(level, index))?;
+        let found = found.filter(|(page, _)| !self.unusable.contains(&page.location.pack));
         if let Some((page, _)) = &found {
             self.referenced.insert(page.location.pack);
         }
