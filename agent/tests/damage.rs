@@ -20,13 +20,16 @@ use lab::{
 use object_store::memory::InMemory;
 use object_store::path::Path as ObjectPath;
 use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use tidegate_agent::recover::{VerifySettings, verify};
+use tidegate_agent::recover::{VerifyReport, VerifySettings, note_damage, verify};
 use tidegate_agent::repository::Repository;
+use tidegate_agent::source::Source;
 use tidegate_agent::store::{Store, StoreSettings};
 use tidegate_agent::{Error, Kind, Result};
+use tidegate_protocol::ids::PointId;
 use tidegate_protocol::pack::{PackHeader, PackKind};
 use tidegate_protocol::{checkpoint, descriptor, record};
 use tokio_util::sync::CancellationToken;
@@ -69,9 +72,17 @@ enum Verb {
     Restore,
     Backup,
     Verify,
+    /// Verify, note what was found, and back up.
+    Heal,
 }
 
-const VERBS: [Verb; 4] = [Verb::Points, Verb::Restore, Verb::Backup, Verb::Verify];
+const VERBS: [Verb; 5] = [
+    Verb::Points,
+    Verb::Restore,
+    Verb::Backup,
+    Verb::Verify,
+    Verb::Heal,
+];
 
 /// Whether the machine has seen the repository before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,8 +95,8 @@ enum Cache {
 struct World {
     bucket: InMemory,
     lab: Lab,
-    /// The disk as the points hold it, oldest first.
-    disks: Vec<TiledDisk>,
+    /// The points and what they hold, oldest first.
+    points: Vec<(PointId, TiledDisk)>,
 }
 
 impl World {
@@ -95,24 +106,25 @@ impl World {
         let lab = Lab::on(&store).await;
         let tiles = 8 * MIB / TILE_BYTES;
         let mut disk = TiledDisk::new(8 * MIB, |index| match index {
-            10..20 => Tile::Hole,
+            10..20 | 120.. => Tile::Hole,
             _ => Tile::Data(index),
         });
-        let mut disks = Vec::new();
+        let mut points = Vec::new();
         {
             let repository = lab.open().await;
             for round in 1..=POINTS as u64 {
                 let request = request("web", Arc::new(disk.clone()), Some(PACK_BYTES));
-                try_back_up(&repository, request).await.unwrap();
-                disks.push(disk.clone());
-                // Only in the second leaf: the first is shared by all points.
+                let summary = try_back_up(&repository, request).await.unwrap();
+                points.push((summary.point.unwrap(), disk.clone()));
+                // Only in the second leaf, the first is shared by all points; and nothing goes, so
+                // that what was lost can be found again in the disk.
                 disk = disk.with([(tiles - round, Tile::Data(1000 + round))]);
             }
         }
         Self {
             bucket: bucket.fork(),
             lab,
-            disks,
+            points,
         }
     }
 
@@ -141,9 +153,9 @@ impl World {
         folder
     }
 
-    /// The disk after the next change.
+    /// The disk after the next change, in the second leaf again.
     fn next_disk(&self) -> TiledDisk {
-        self.disks[POINTS - 1].with([(0, Tile::Data(5000)), (70, Tile::Hole)])
+        self.points[POINTS - 1].1.with([(121, Tile::Data(5000))])
     }
 
     /// Runs a verb on a damaged repository and says in a few words what came of it. `names` are the
@@ -173,28 +185,14 @@ impl World {
         match verb {
             Verb::Points => {}
             Verb::Restore => {
-                let mut failures = Vec::new();
-                for (point, expected) in points.iter().zip(&self.disks) {
-                    let target = ExpectingTarget::new(expected);
-                    match restore(&repository, point.disk(None)?, target.clone()).await {
-                        Ok(_) => target.assert_complete(),
-                        Err(error) => failures.push(judged(&error, names)),
-                    }
-                }
-                if let Some(failure) = failures.first() {
-                    return Ok(format!("{failure} ×{}", failures.len()));
+                let failed = self.restore_all(&repository, names).await?;
+                if let Some(failure) = failed.first() {
+                    return Ok(format!("{failure} ×{}", failed.len()));
                 }
             }
             Verb::Backup => return self.back_up_and_restore(&repository, bucket).await,
             Verb::Verify => {
-                let report = verify(
-                    &repository,
-                    &points,
-                    &VerifySettings::default(),
-                    Arc::default(),
-                    CancellationToken::new(),
-                )
-                .await?;
+                let report = look_through(&repository).await?;
                 if !report.damages.is_empty() {
                     for damage in &report.damages {
                         assert!(
@@ -206,11 +204,51 @@ impl World {
                     return Ok("names it".to_owned());
                 }
             }
+            Verb::Heal => {
+                let report = look_through(&repository).await?;
+                note_damage(&repository, &report).await?;
+                let outcome = self
+                    .back_up_and_restore(&repository, bucket.clone())
+                    .await?;
+                let cache = tempfile::tempdir().unwrap();
+                let elsewhere = self.open(bucket, cache.path()).await?;
+                let failed = self.restore_all(&elsewhere, names).await?;
+                if let Some(failure) = failed.first() {
+                    return Ok(format!("{outcome}, older {failure} ×{}", failed.len()));
+                }
+                return Ok(outcome);
+            }
         }
         Ok(match points.len() {
             POINTS => "works".to_owned(),
             fewer => format!("{fewer} points"),
         })
+    }
+
+    /// Restores every point that is known, each onto a target that checks every byte. Returns what
+    /// went wrong.
+    async fn restore_all(
+        &self,
+        repository: &Arc<Repository>,
+        names: &[String],
+    ) -> Result<Vec<String>> {
+        let mut failed = Vec::new();
+        for point in repository.points(None)? {
+            let Some((_, expected)) = self.points.iter().find(|(id, _)| *id == point.id) else {
+                continue;
+            };
+            let disk = point.disk(None)?;
+            let target = ExpectingTarget::new(expected);
+            if disk.size_bytes != expected.size_bytes() {
+                failed.push(format!("a disk of {} bytes", disk.size_bytes));
+                continue;
+            }
+            match restore(repository, disk, target.clone()).await {
+                Ok(_) => target.assert_complete(),
+                Err(error) => failed.push(judged(&error, names)),
+            }
+        }
+        Ok(failed)
     }
 
     /// A backup that succeeds must have made a point that another machine restores. Where it has
@@ -244,6 +282,17 @@ impl World {
             },
         )
     }
+}
+
+async fn look_through(repository: &Arc<Repository>) -> Result<VerifyReport> {
+    verify(
+        repository,
+        &repository.points(None)?,
+        &VerifySettings::default(),
+        Arc::default(),
+        CancellationToken::new(),
+    )
+    .await
 }
 
 /// Patience is not what is tested.
@@ -341,7 +390,69 @@ async fn damaged(bucket: &InMemory, key: &str, damage: Damage) -> Arc<InMemory> 
     Arc::new(bucket)
 }
 
+/// What became of points, restore, backup, verify, and verify with a backup after it.
+///
+/// - *commits, …*: the backup succeeds, and another machine cannot restore what it made, because of
+///   the damage that was there before. A verify finds it, and from then on backups store anew what
+///   they meet of a lost pack (last column).
+/// - *older …*: so many of the older points cannot be restored then either. Chunks are found in
+///   their new place; the pages of an older tree have none.
+/// - Whoever never saw the last record cannot miss it: *2 points*.
 const EXPECTED: &str = "\
+descriptor, Delete, Fresh: missing | missing | missing | missing | missing
+descriptor, Delete, Warm: missing | missing | missing | missing | missing
+descriptor, Truncate, Fresh: corrupt | corrupt | corrupt | corrupt | corrupt
+descriptor, Truncate, Warm: corrupt | corrupt | corrupt | corrupt | corrupt
+descriptor, Flip, Fresh: corrupt | corrupt | corrupt | corrupt | corrupt
+descriptor, Flip, Warm: corrupt | corrupt | corrupt | corrupt | corrupt
+first record, Delete, Fresh: corrupt | corrupt | corrupt | corrupt | corrupt
+first record, Delete, Warm: works | works | commits, elsewhere corrupt | corrupt | corrupt
+first record, Truncate, Fresh: corrupt | corrupt | corrupt | corrupt | corrupt
+first record, Truncate, Warm: works | works | commits, elsewhere corrupt | corrupt | corrupt
+first record, Flip, Fresh: corrupt | corrupt | corrupt | corrupt | corrupt
+first record, Flip, Warm: works | works | commits, elsewhere corrupt | corrupt | corrupt
+middle record, Delete, Fresh: corrupt | corrupt | corrupt | corrupt | corrupt
+middle record, Delete, Warm: works | works | commits, elsewhere corrupt | corrupt | corrupt
+middle record, Truncate, Fresh: corrupt | corrupt | corrupt | corrupt | corrupt
+middle record, Truncate, Warm: works | works | commits, elsewhere corrupt | corrupt | corrupt
+middle record, Flip, Fresh: corrupt | corrupt | corrupt | corrupt | corrupt
+middle record, Flip, Warm: works | works | commits, elsewhere corrupt | corrupt | corrupt
+last record, Delete, Fresh: 2 points | 2 points | works | 2 points | works
+last record, Delete, Warm: corrupt | corrupt | corrupt | corrupt | corrupt
+last record, Truncate, Fresh: 2 points | 2 points | works | 2 points | works
+last record, Truncate, Warm: works | works | commits, elsewhere corrupt | names it | corrupt
+last record, Flip, Fresh: 2 points | 2 points | works | 2 points | works
+last record, Flip, Warm: works | works | commits, elsewhere corrupt | names it | corrupt
+record before a checkpoint, Delete, Fresh: works | works | works | works | works
+record before a checkpoint, Delete, Warm: works | works | works | works | works
+record before a checkpoint, Truncate, Fresh: works | works | works | works | works
+record before a checkpoint, Truncate, Warm: works | works | works | works | works
+record before a checkpoint, Flip, Fresh: works | works | works | works | works
+record before a checkpoint, Flip, Warm: works | works | works | works | works
+checkpoint, Delete, Fresh: works | works | works | works | works
+checkpoint, Delete, Warm: works | works | works | works | works
+checkpoint, Truncate, Fresh: works | works | works | works | works
+checkpoint, Truncate, Warm: works | works | works | works | works
+checkpoint, Flip, Fresh: works | works | works | works | works
+checkpoint, Flip, Warm: works | works | works | works | works
+index segment, Delete, Fresh: works | works | works | works | works
+index segment, Delete, Warm: works | works | works | works | works
+index segment, Truncate, Fresh: works | works | works | works | works
+index segment, Truncate, Warm: works | works | works | works | works
+index segment, Flip, Fresh: works | works | works | works | works
+index segment, Flip, Warm: works | works | works | works | works
+data pack, Delete, Fresh: works | missing ×3 | commits, restore missing | names it | works
+data pack, Delete, Warm: works | missing ×3 | commits, restore missing | names it | works
+data pack, Truncate, Fresh: works | corrupt ×3 | commits, restore corrupt | names it | works
+data pack, Truncate, Warm: works | corrupt ×3 | commits, restore corrupt | names it | works
+data pack, Flip, Fresh: works | corrupt ×3 | commits, restore corrupt | names it | works
+data pack, Flip, Warm: works | corrupt ×3 | commits, restore corrupt | names it | works
+tree pack, Delete, Fresh: works | missing ×3 | works | names it | works, older missing ×3
+tree pack, Delete, Warm: works | works | commits, restore missing | names it | works, older missing ×3
+tree pack, Truncate, Fresh: works | corrupt ×3 | works | names it | works, older corrupt ×3
+tree pack, Truncate, Warm: works | works | commits, restore corrupt | names it | works, older corrupt ×3
+tree pack, Flip, Fresh: works | corrupt ×3 | works | names it | works, older corrupt ×3
+tree pack, Flip, Warm: works | works | commits, restore corrupt | names it | works, older corrupt ×3
 ";
 
 #[tokio::test(flavor = "multi_thread")]
@@ -392,15 +503,18 @@ async fn damaged_objects_are_named_or_not_needed() {
                     let bucket = damaged(bucket, &key, damage).await;
                     let folder = world.cache(cache);
                     let outcome = world.outcome(verb, bucket, folder.path(), &names).await;
-                    line += &format!(" {verb:?} {outcome};");
+                    let bar = if verb == VERBS[0] { "" } else { " |" };
+                    line += &format!("{bar} {outcome}");
                 }
-                table += line.trim_end_matches(';');
+                table += &line;
                 table += "\n";
             }
         }
     }
-    println!("{table}");
-    assert_eq!(table, EXPECTED);
+    for (found, expected) in table.lines().zip(EXPECTED.lines()) {
+        assert_eq!(found, expected);
+    }
+    assert_eq!(table.lines().count(), EXPECTED.lines().count());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -424,13 +538,22 @@ async fn damage_to_the_local_cache_is_mended_or_named() {
             for verb in VERBS {
                 let folder = world.cache(Cache::Warm);
                 let path = folder.path().join(path.strip_prefix(template).unwrap());
+                if path.metadata().unwrap().len() == 0 {
+                    continue;
+                }
                 match damage.of(&std::fs::read(&path).unwrap()) {
                     None => std::fs::remove_file(&path).unwrap(),
                     Some(bytes) => std::fs::write(&path, bytes).unwrap(),
                 }
                 let bucket = Arc::new(world.bucket.fork());
                 let outcome = world.outcome(verb, bucket, folder.path(), &names).await;
-                assert_eq!(outcome, "works", "{} {damage:?} {verb:?}", path.display());
+                // A page of the catalogue that opens and is not sound is named; all else is mended.
+                let may_fail = path.ends_with("catalogue.sqlite") && damage == Damage::Flip;
+                assert!(
+                    outcome == "works" || may_fail && outcome == "corrupt",
+                    "{} {damage:?} {verb:?}: {outcome}",
+                    path.display()
+                );
             }
         }
     }
@@ -441,23 +564,36 @@ async fn a_flipped_bit_anywhere_in_the_local_catalogue_does_no_harm() {
     let world = World::new().await;
     let template = world.lab.cache_folder().join("catalogue.sqlite");
     let length = std::fs::metadata(&template).unwrap().len() as usize;
-    let names = ["catalogue.sqlite".to_owned(), "log/".to_owned()];
-    // Places spread over all pages, at all bits.
-    for number in 0..80 {
-        let place = (number * 7919 * 13 + 24) % length;
+    let names = ["catalogue.sqlite", "log/"].map(str::to_owned);
+    // Places spread over all pages, and those around what points say of their machine.
+    let bytes = std::fs::read(&template).unwrap();
+    let mut places: Vec<usize> = (0..80)
+        .map(|number| (number * 102_947 + 24) % length)
+        .collect();
+    let bodies = (0..length).filter(|at| bytes[*at..].starts_with(b"web"));
+    places.extend(bodies.flat_map(|at| (at.saturating_sub(40)..length.min(at + 120)).step_by(12)));
+    let mut outcomes = BTreeMap::new();
+    for (number, place) in places.into_iter().enumerate() {
         let folder = world.cache(Cache::Warm);
         let repository = world.lab.keys.restore.repository().to_string();
         let path = folder.path().join(repository).join("catalogue.sqlite");
-        let mut bytes = std::fs::read(&path).unwrap();
+        let mut bytes = bytes.clone();
         bytes[place] ^= 1 << (number % 8);
         let verb = VERBS[number % VERBS.len()];
         std::fs::write(&path, bytes).unwrap();
         let bucket = Arc::new(world.bucket.fork());
         let outcome = world.outcome(verb, bucket, folder.path(), &names).await;
-        println!("byte {place} of {length}, {verb:?}: {outcome}");
+        println!(
+            "byte {place} of {length}, bit {}, {verb:?}: {outcome}",
+            number % 8
+        );
+        *outcomes.entry(outcome).or_insert(0) += 1;
+    }
+    println!("{outcomes:?}");
+    for outcome in outcomes.keys() {
         assert!(
-            matches!(outcome.as_str(), "works" | "corrupt"),
-            "byte {place}, {verb:?}: {outcome}"
+            ["works", "corrupt"].contains(&outcome.as_str()),
+            "{outcomes:?}"
         );
     }
 }
