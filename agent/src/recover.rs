@@ -12,12 +12,14 @@
 
 mod diff;
 mod export;
+mod note;
 mod restore;
 mod verify;
 mod wants;
 
 pub use diff::{DiffExtent, DiffKind, diff};
 pub use export::export;
+pub use note::note_damage;
 pub use restore::{
     RestoreMode, RestorePlan, RestoreSettings, RestoreSummary, restore_disk, restore_plan,
 };

@@ -49,6 +49,9 @@ const MADE_IN_FLIGHT: usize = 16;
 /// How often a run goes back to the disks because a pack it needs was swept meanwhile.
 const PASSES_MAX: usize = 3;
 
+/// Largest size at which a pack may count as full: the last frame and the footer come on top.
+const PACK_BYTES_FULL_MAX: u32 = PACK_BYTES_MAX / 2;
+
 /// A machine to back up.
 pub struct BackupRequest {
     /// The machine, as the operator names it.
@@ -518,10 +521,9 @@ fn check(request: &BackupRequest) -> Result<()> {
             ));
         }
     }
-    let pack_bytes_max = PACK_BYTES_MAX / 2;
-    if request.settings.pack_bytes > pack_bytes_max {
+    if request.settings.pack_bytes > PACK_BYTES_FULL_MAX {
         return bad(format!(
-            "packs of {} bytes are too large: at most {pack_bytes_max}",
+            "packs of {} bytes are too large: at most {PACK_BYTES_FULL_MAX}",
             request.settings.pack_bytes
         ));
     }

@@ -54,7 +54,7 @@ const TREE_FOLDER: &str = "tree";
 /// An open repository.
 pub struct Repository {
     store: Store,
-    keys: Keys,
+    keys: Arc<Keys>,
     descriptor: Descriptor,
     catalogue: Arc<Catalogue>,
     pages: PageCache,
@@ -212,6 +212,15 @@ impl Repository {
     /// Opens with `keys`: checks the descriptor, opens the local cache below `cache_folder` and
     /// replays the log.
     pub async fn open(store: Store, keys: Keys, cache_folder: &Path) -> Result<Self> {
+        Self::open_with(store, Arc::new(keys), cache_folder).await
+    }
+
+    /// The same repository as a machine finds it that has never seen it. `cache_folder` is empty.
+    pub(crate) async fn open_anew(&self, cache_folder: &Path) -> Result<Self> {
+        Self::open_with(self.store.clone(), Arc::clone(&self.keys), cache_folder).await
+    }
+
+    async fn open_with(store: Store, keys: Arc<Keys>, cache_folder: &Path) -> Result<Self> {
         let repository = Self::open_cached(store, keys, cache_folder).await?;
         repository.refresh().await?;
         let own = repository.keys.identity().certificate.public.id();
@@ -242,7 +251,7 @@ impl Repository {
         Ok(repository)
     }
 
-    async fn open_cached(store: Store, keys: Keys, cache_folder: &Path) -> Result<Self> {
+    async fn open_cached(store: Store, keys: Arc<Keys>, cache_folder: &Path) -> Result<Self> {
         let key = descriptor::OBJECT_KEY;
         let bytes = store
             .get(key, SMALL_OBJECT_BYTES_MAX.into())
@@ -257,23 +266,17 @@ impl Repository {
                 _ => error,
             })?;
         let descriptor = Descriptor::decode(&bytes).map_err(|error| damaged(&store, key, error))?;
-        if descriptor.repository != keys.repository()
-            || descriptor.root_public != *keys.root_public()
-        {
-            return Err(Error::new(
+        descriptor.check_keys(&keys).map_err(|error| {
+            Error::new(
                 Kind::Denied,
                 format!(
-                    "{} is repository {}, the key belongs to {}",
-                    store.label(),
-                    descriptor.repository.short(),
-                    keys.repository().short()
+                    "{}: the key does not belong to this repository",
+                    store.label()
                 ),
             )
-            .advise("give the key that was made for this repository, or check --repo"));
-        }
-        descriptor
-            .check_keys(&keys)
-            .map_err(|error| damaged(&store, key, error))?;
+            .advise("give the key that was made for this repository, or check --repo")
+            .caused_by(error)
+        })?;
         let folder = cache_folder.join(keys.repository().to_string());
         let (catalogue, pages) = blocking(move || {
             create_folder(&folder)?;

@@ -268,41 +268,33 @@ impl Header {
         root: &VerifyingKey,
         repository: RepositoryId,
     ) -> Result<Self, FormatError> {
-        at_most(OBJECT, bytes, RECORD_BYTES_MAX.into())?;
-        let mut reader = Reader::new(OBJECT, bytes);
-        reader.magic(MAGIC)?;
-        let version = reader.u8()?;
-        let tag = reader.u16()?;
-        let number = reader.u64()?;
-        let previous = RecordHash(reader.array()?);
-        let time_unix_ns = reader.u64()?;
-        let nonce = reader.array()?;
-        let writer = Certificate::decode(&reader.array()?)?;
-        let length = reader.u32()? as usize;
-        let start = reader.position();
-        reader.take(length)?;
-        let signed = reader.position();
-        let signature: [u8; SIGNATURE_BYTES] = reader.array()?;
-        reader.end()?;
-        writer.verify(root, repository)?;
-        writer.public.verify(OBJECT, &bytes[..signed], &signature)?;
-        // Only now, so that nobody without a certified key can make readers ask for an upgrade:
-        // this layout holds for every version under this magic.
-        Reader::new(OBJECT, &[version]).version(VERSION)?;
-        let kind = Kind::from_tag(tag).ok_or_else(|| FormatError::Feature {
+        let signed = Signed::decode(bytes, root, repository)?;
+        // Only now, so that nobody without a certified key can make readers ask for an upgrade.
+        Reader::new(OBJECT, &[signed.version]).version(VERSION)?;
+        let kind = Kind::from_tag(signed.kind).ok_or_else(|| FormatError::Feature {
             object: OBJECT,
-            feature: format!("record kind {tag}"),
+            feature: format!("record kind {}", signed.kind),
         })?;
-        check_right(kind, writer.level)?;
+        check_right(kind, signed.writer.level)?;
         Ok(Self {
             kind,
-            number,
-            previous,
-            time_unix_ns,
-            nonce,
-            writer,
-            body: start..signed,
+            number: signed.number,
+            previous: signed.previous,
+            time_unix_ns: signed.time_unix_ns,
+            nonce: signed.nonce,
+            writer: signed.writer,
+            body: signed.body,
         })
+    }
+
+    /// Who signed a record, also one whose version or kind is not known: a reader that is told to
+    /// upgrade ([`FormatError::needs_newer_program`]) asks first whether that key was revoked.
+    pub fn writer_of(
+        bytes: &[u8],
+        root: &VerifyingKey,
+        repository: RepositoryId,
+    ) -> Result<Certificate, FormatError> {
+        Signed::decode(bytes, root, repository).map(|signed| signed.writer)
     }
 
     /// Opens the body and checks all that can be checked in it. `bytes` is what the header was
@@ -316,6 +308,58 @@ impl Header {
         let body = Body::decode(self.kind, &plain)?;
         body.check()?;
         Ok(body)
+    }
+}
+
+/// The parts of a record under a sound certificate and signature. This layout holds for every
+/// version under this magic.
+struct Signed {
+    version: u8,
+    kind: u16,
+    number: u64,
+    previous: RecordHash,
+    time_unix_ns: u64,
+    nonce: [u8; 32],
+    writer: Certificate,
+    body: std::ops::Range<usize>,
+}
+
+impl Signed {
+    fn decode(
+        bytes: &[u8],
+        root: &VerifyingKey,
+        repository: RepositoryId,
+    ) -> Result<Self, FormatError> {
+        at_most(OBJECT, bytes, RECORD_BYTES_MAX.into())?;
+        let mut reader = Reader::new(OBJECT, bytes);
+        reader.magic(MAGIC)?;
+        let version = reader.u8()?;
+        let kind = reader.u16()?;
+        let number = reader.u64()?;
+        let previous = RecordHash(reader.array()?);
+        let time_unix_ns = reader.u64()?;
+        let nonce = reader.array()?;
+        let writer = Certificate::decode(&reader.array()?)?;
+        let length = reader.u32()? as usize;
+        let start = reader.position();
+        reader.take(length)?;
+        let body = start..reader.position();
+        let signature: [u8; SIGNATURE_BYTES] = reader.array()?;
+        reader.end()?;
+        writer.verify(root, repository)?;
+        writer
+            .public
+            .verify(OBJECT, &bytes[..body.end], &signature)?;
+        Ok(Self {
+            version,
+            kind,
+            number,
+            previous,
+            time_unix_ns,
+            nonce,
+            writer,
+            body,
+        })
     }
 }
 

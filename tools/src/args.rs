@@ -211,8 +211,8 @@ pub(crate) struct Diff {
 /// Restore a point's disks to files or devices.
 ///
 /// A point is written MACHINE@latest, MACHINE@ID (at least four digits) or MACHINE@TIME, where TIME
-/// is YYYY-MM-DD, YYYY-MM-DDTHH:MM[:SS] in local time, or RFC 3339; it names the newest point taken by
-/// the end of that day, minute or second.
+/// is YYYY-MM-DD, YYYY-MM-DDTHH:MM or YYYY-MM-DDTHH:MM:SS in local time, or RFC 3339; it names the
+/// newest point taken by the end of that day, minute or second.
 ///
 /// A new image gets its name when it is complete; until then it is called
 /// NAME.tidegate-partial. If a restore is interrupted, the same command goes on from there.

@@ -128,12 +128,17 @@ impl Output {
                 }),
             _ => EnvFilter::new(level),
         };
-        tracing_subscriber::fmt()
+        let log = tracing_subscriber::fmt()
             .with_env_filter(filter)
             .with_target(verbose > 1)
             .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
-            .with_writer(LogWriter(self.bars.clone()))
-            .init();
+            .with_writer(LogWriter(self.bars.clone()));
+        // Who did not ask for a log reads single lines, and knows what time it is.
+        if verbose == 0 {
+            log.without_time().init();
+        } else {
+            log.init();
+        }
     }
 
     fn stderr(&self, text: &str) {

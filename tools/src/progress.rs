@@ -64,8 +64,13 @@ pub(crate) fn show(output: &Output, job: Job, name: &str, progress: &Arc<Progres
             ticks.tick().await;
             loop {
                 ticks.tick().await;
-                let line = meter.describe(progress.snapshot(), started.elapsed());
-                output.note(&format!("{name}: {line}"));
+                let now = progress.snapshot();
+                let line = meter.describe(now, started.elapsed());
+                output.note(&format!(
+                    "{name}: {} of {}, {line}",
+                    text::size(now.done_bytes),
+                    text::size(now.total_bytes)
+                ));
             }
         });
         return Shown {
@@ -74,7 +79,7 @@ pub(crate) fn show(output: &Output, job: Job, name: &str, progress: &Arc<Progres
         };
     }
     let bar = output.bars().add(ProgressBar::new(0));
-    if let Ok(style) = ProgressStyle::with_template("{prefix} {bar:24} {percent:>3} %  {wide_msg}")
+    if let Ok(style) = ProgressStyle::with_template("{prefix} {bar:16} {percent:>3} %  {wide_msg}")
     {
         bar.set_style(style);
     }
@@ -96,23 +101,23 @@ pub(crate) fn show(output: &Output, job: Job, name: &str, progress: &Arc<Progres
     }
 }
 
-/// Counters over time → what to say about them.
+/// Counters over time → what to say about them, the most wanted first: terminals are narrow.
 struct Meter {
     job: Job,
-    /// What was done at which time, oldest first, not older than [`WINDOW`].
-    seen: VecDeque<(Duration, u64)>,
+    /// Oldest first, not older than [`WINDOW`].
+    seen: VecDeque<(Duration, Snapshot)>,
 }
 
 impl Meter {
     fn new(job: Job) -> Self {
         Self {
             job,
-            seen: VecDeque::from([(Duration::ZERO, 0)]),
+            seen: VecDeque::from([(Duration::ZERO, Snapshot::default())]),
         }
     }
 
     fn describe(&mut self, now: Snapshot, elapsed: Duration) -> String {
-        self.seen.push_back((elapsed, now.done_bytes));
+        self.seen.push_back((elapsed, now));
         while self.seen.len() > 2
             && self
                 .seen
@@ -121,21 +126,17 @@ impl Meter {
         {
             self.seen.pop_front();
         }
-        let mut parts = vec![format!(
-            "{} of {}",
-            text::size(now.done_bytes),
-            text::size(now.total_bytes)
-        )];
+        let mut parts = self.pace(now);
         match self.job {
             Job::Backup => {
-                parts.push(format!("read {}", text::size(now.read_bytes)));
-                parts.push(format!("new {}", text::size(now.new_bytes)));
-                parts.push(format!("stored {}", text::size(now.stored_bytes)));
                 let known_bytes = now.read_bytes.saturating_sub(now.new_bytes);
+                parts.push(format!("read {}", text::size(now.read_bytes)));
                 parts.push(format!(
                     "{} known",
                     text::share(known_bytes, now.read_bytes)
                 ));
+                parts.push(format!("new {}", text::size(now.new_bytes)));
+                parts.push(format!("stored {}", text::size(now.stored_bytes)));
             }
             Job::Restore => {
                 parts.push(format!("fetched {}", text::size(now.stored_bytes)));
@@ -145,30 +146,40 @@ impl Meter {
             }
             Job::Verify => parts.push(format!("fetched {}", text::size(now.stored_bytes))),
         }
-        if let Some((rate, left)) = self.pace(now) {
-            parts.push(rate);
-            parts.extend(left.map(|left| format!("{} left", text::duration(left))));
-        }
         parts.join(", ")
     }
 
-    /// The rate of the last [`WINDOW`], and how long the rest takes at that rate.
-    fn pace(&self, now: Snapshot) -> Option<(String, Option<Duration>)> {
-        let (first_at, first_bytes) = *self.seen.front()?;
-        let (last_at, last_bytes) = *self.seen.back()?;
-        let seconds = last_at.saturating_sub(first_at).as_secs_f64();
+    /// The rate of the last [`WINDOW`], holes not counted, and how long the rest takes as it went.
+    fn pace(&self, now: Snapshot) -> Vec<String> {
+        let (Some((first_at, first)), Some((last_at, _))) = (self.seen.front(), self.seen.back())
+        else {
+            return Vec::new();
+        };
+        let seconds = last_at.saturating_sub(*first_at).as_secs_f64();
         if seconds <= 0.0 {
-            return None;
+            return Vec::new();
         }
-        let moved_bytes = last_bytes.saturating_sub(first_bytes);
+        let moved_bytes = self.moved(&now).saturating_sub(self.moved(first));
+        let mut parts = vec![text::rate(moved_bytes, seconds)];
+        let done_bytes = now.done_bytes.saturating_sub(first.done_bytes);
         let left_bytes = now.total_bytes.saturating_sub(now.done_bytes);
-        #[expect(clippy::cast_precision_loss, reason = "for a person to read")]
-        let left = (moved_bytes > 0)
-            .then(|| {
-                Duration::try_from_secs_f64(left_bytes as f64 * seconds / moved_bytes as f64).ok()
-            })
-            .flatten();
-        Some((text::rate(moved_bytes, seconds), left))
+        if done_bytes > 0 {
+            #[expect(clippy::cast_precision_loss, reason = "for a person to read")]
+            let left = left_bytes as f64 * seconds / done_bytes as f64;
+            if let Ok(left) = Duration::try_from_secs_f64(left) {
+                parts.push(format!("{} left", text::duration(left)));
+            }
+        }
+        parts
+    }
+
+    /// The bytes that take the time.
+    fn moved(&self, at: &Snapshot) -> u64 {
+        match self.job {
+            Job::Backup => at.read_bytes,
+            Job::Restore => at.stored_bytes + at.kept_bytes,
+            Job::Verify => at.stored_bytes,
+        }
     }
 }
 
@@ -195,18 +206,24 @@ mod tests {
         let line = meter.describe(at(100 * MIB, 80 * MIB, 20 * MIB), Duration::from_secs(10));
         assert_eq!(
             line,
-            "100.0 MiB of 1000.0 MiB, read 80.0 MiB, new 20.0 MiB, stored 10.0 MiB, 75 % known, \
-             10.0 MiB/s, 1 min 30 s left"
+            "8.0 MiB/s, 1 min 30 s left, read 80.0 MiB, 75 % known, new 20.0 MiB, stored 10.0 MiB"
         );
     }
 
     #[test]
     fn the_rate_forgets_what_is_long_past() {
+        let mut meter = Meter::new(Job::Backup);
+        meter.describe(at(500 * MIB, 500 * MIB, 0), Duration::from_secs(10));
+        meter.describe(at(500 * MIB, 500 * MIB, 0), Duration::from_secs(20));
+        let line = meter.describe(at(510 * MIB, 510 * MIB, 0), Duration::from_secs(30));
+        assert!(line.starts_with("512.0 KiB/s"), "{line}");
+    }
+
+    #[test]
+    fn holes_make_no_rate() {
         let mut meter = Meter::new(Job::Restore);
-        meter.describe(at(500 * MIB, 0, 0), Duration::from_secs(10));
-        meter.describe(at(500 * MIB, 0, 0), Duration::from_secs(20));
-        let line = meter.describe(at(510 * MIB, 0, 0), Duration::from_secs(30));
-        assert!(line.contains("512.0 KiB/s"), "{line}");
+        let line = meter.describe(at(900 * MIB, 0, 20 * MIB), Duration::from_secs(10));
+        assert!(line.starts_with("1.0 MiB/s"), "{line}");
     }
 
     #[test]

@@ -347,27 +347,11 @@ mod tests {
     }
 
     #[test]
-    fn every_key_of_the_file_is_read() {
-        let written: Written = toml::from_str(
-            r#"
-            repo = "./repo"
-            key = "restore.key"
-            passphrase_file = "pw"
-            cache_dir = "cache"
-            workers = 2
-            compression_level = 3
-            pack_mib = 32
-            uploads_in_flight = 4
-            fetches_in_flight = 8
-            backing_folders = ["/srv/templates"]
-            [store]
-            connect_timeout_seconds = 1
-            request_timeout_seconds = 2
-            operation_deadline_seconds = 3
-            "#,
-        )
-        .unwrap();
-        assert_eq!(written.store.operation_deadline_seconds, Some(3));
+    fn the_example_is_read() {
+        let example = include_str!("../../systemd/config.toml");
+        let written: Written = toml::from_str(example).unwrap();
+        assert_eq!(written.workers, Some(2));
+        assert_eq!(written.store.operation_deadline_seconds, Some(300));
         assert!(toml::from_str::<Written>("repositry = 'x'").is_err());
         assert!(toml::from_str::<Written>("[store]\nretries = 3").is_err());
     }

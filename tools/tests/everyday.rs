@@ -303,13 +303,13 @@ fn verify_finds_damage_and_names_what_it_touches() {
         .succeeds()
         .json();
     assert_eq!(sound["complete"], true);
-    assert_eq!(u64_of(&sound, "data_bytes"), 15 * MIB);
+    assert_eq!(u64_of(&sound, "checked_bytes"), 15 * MIB);
     let sample = site
         .tidegate(&["verify", "web01", "--sample", "10%", "--json"])
         .succeeds()
         .json();
     assert_eq!(sample["complete"], false);
-    assert!(u64_of(&sample, "data_bytes") < 15 * MIB);
+    assert!(u64_of(&sample, "checked_bytes") < 15 * MIB);
     let host = site
         .with_key("host", &["verify", "web01@latest"])
         .succeeds();
@@ -343,11 +343,25 @@ fn verify_finds_damage_and_names_what_it_touches() {
     assert_eq!(damage["touches"][0]["disk"], "web01");
     let text = site.tidegate(&["verify", "web01"]).ends_with(4).stdout;
     assert!(text.contains("What to do") && text.contains(name), "{text}");
-    // What is damaged does not restore, and the target says that it is unfinished.
+    // What is damaged does not restore.
     site.tidegate(&["restore", "web01@latest", "--to", "bad.raw"])
         .ends_with(4)
         .says(&[name]);
     assert!(!site.path("bad.raw").exists());
+
+    // The damage stands in the log: the next backup stores it anew, and the old point is whole again.
+    assert_eq!(u64_of(&report, "noted_packs"), 1);
+    let point = damage["touches"][0]["point"].as_str().unwrap();
+    let again = site
+        .tidegate(&["backup", "web01.raw", "--json"])
+        .succeeds()
+        .json();
+    assert!(u64_of(&again, "new_bytes") > 0);
+    site.tidegate(&["verify", "--all"]).succeeds();
+    let old = format!("web01@{point}");
+    site.tidegate(&["restore", &old, "--to", "healed.raw"])
+        .succeeds();
+    assert_same(&site.path("web01.raw"), &site.path("healed.raw"));
 }
 
 #[test]
@@ -425,6 +439,33 @@ fn odd_sizes_and_empty_disks_come_back_exactly() {
     assert_eq!(site.path("back.raw").metadata().unwrap().len(), 300 * MIB);
     assert_eq!(allocated_bytes(&site.path("back.raw")), 0);
     assert_eq!(allocated_bytes(&holes), 0);
+}
+
+/// Neither time nor memory may grow with the size of a disk that is mostly holes.
+#[test]
+fn a_sparse_disk_of_2_tib_takes_seconds_and_little_memory() {
+    const TIB: u64 = 1 << 40;
+    let site = Site::with_repository();
+    let data = [(0, MIB), (TIB, 2 * MIB), (2 * TIB - MIB, MIB)];
+    let image = site.image("huge.raw", 2 * TIB, &data);
+    let started = std::time::Instant::now();
+    let summary = site
+        .tidegate(&["backup", "huge.raw", "--json"])
+        .succeeds()
+        .json();
+    assert_eq!(u64_of(&summary, "read_bytes"), 4 * MIB);
+    site.tidegate(&["restore", "huge@latest", "--to", "back.raw", "--verify"])
+        .succeeds();
+    assert!(started.elapsed().as_secs() < 60, "{:?}", started.elapsed());
+    let back = site.path("back.raw");
+    assert_eq!(back.metadata().unwrap().len(), 2 * TIB);
+    assert!(allocated_bytes(&back) < 8 * MIB);
+    for (offset, length) in data {
+        assert_eq!(
+            site::read(&image, offset, length),
+            site::read(&back, offset, length)
+        );
+    }
 }
 
 #[test]

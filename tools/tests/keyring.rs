@@ -26,7 +26,7 @@ fn a_host_key_backs_up_and_cannot_restore() {
     site.with_key("host", &["points"]).succeeds();
     site.with_key("host", &["restore", "web01@latest", "--to", "x.raw"])
         .ends_with(5)
-        .says(&["restore"]);
+        .says(&["host key", "restore key"]);
     assert!(!site.path("x.raw").exists());
     assert!(!site.path("x.raw.tidegate-partial").exists());
     site.with_key("host", &["restore", "web01@latest", "--to", "x.qcow2"])

@@ -172,3 +172,20 @@ fn a_folder_that_may_not_be_written_is_refused() {
     assert_ne!(run.code, 0);
     assert!(!site.path("repo/repository").exists());
 }
+
+/// The repository is made, and then its log cannot be begun: without the keys it would be lost.
+#[test]
+fn keys_are_kept_where_a_repository_may_have_been_made() {
+    let site = Site::new();
+    std::fs::create_dir(site.path("repo")).unwrap();
+    std::fs::write(site.path("repo/log"), "in the way").unwrap();
+    let run = site.run(&["init", "--repo", "repo", "--keys", "keys"]);
+    assert_ne!(run.code, 0);
+    run.says(&["were kept", "repo info"]);
+    std::fs::remove_file(site.path("repo/log")).unwrap();
+    site.image("disk.raw", MIB, &[(0, MIB)]);
+    site.tidegate(&["backup", "disk.raw"]).succeeds();
+    site.tidegate(&["restore", "disk@latest", "--to", "back.raw"])
+        .succeeds();
+    assert_same(&site.path("disk.raw"), &site.path("back.raw"));
+}

@@ -7,7 +7,7 @@ use super::restore::content_namer;
 use super::wants::Stretch;
 use crate::error::{Error, Kind, Result};
 use crate::nbd::server::Export;
-use crate::repository::fetch::{FetchSettings, Sink, Want};
+use crate::repository::fetch::{FetchSettings, Sink, Want, by_want};
 use crate::repository::tree::TreeReader;
 use crate::repository::{PointDisk, Repository};
 use async_trait::async_trait;
@@ -191,12 +191,14 @@ impl PointExport {
         let sink: Arc<Sink> = {
             let (chunks, found, wanted) =
                 (Arc::clone(&self.chunks), Arc::clone(&found), want.chunk);
-            Arc::new(move |want: &Want, bytes: &[u8]| {
-                let bytes = Bytes::copy_from_slice(bytes);
-                if want.chunk == wanted {
-                    *found.lock().unwrap_or_else(PoisonError::into_inner) = Some(bytes.clone());
+            Arc::new(move |wants: &[Want], bytes: &[u8]| {
+                for (want, bytes) in by_want(wants, bytes) {
+                    let bytes = Bytes::copy_from_slice(bytes);
+                    if want.chunk == wanted {
+                        *found.lock().unwrap_or_else(PoisonError::into_inner) = Some(bytes.clone());
+                    }
+                    chunks.insert(want.chunk, bytes);
                 }
-                chunks.insert(want.chunk, bytes);
                 Ok(())
             })
         };

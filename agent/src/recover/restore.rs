@@ -112,8 +112,11 @@ pub async fn restore_disk(
             Arc::clone(&counts),
             Arc::clone(&progress),
         );
-        Arc::new(move |want: &Want, bytes: &[u8]| {
-            target.write_at(want.disk_offset, bytes)?;
+        Arc::new(move |wants: &[Want], bytes: &[u8]| {
+            let Some(first) = wants.first() else {
+                return Ok(());
+            };
+            target.write_at(first.disk_offset, bytes)?;
             counts
                 .written
                 .fetch_add(bytes.len() as u64, Ordering::Relaxed);
@@ -331,11 +334,13 @@ async fn read_back(
         let wrong = Arc::new(AtomicU64::new(u64::MAX));
         let sink: Arc<Sink> = {
             let (target, wrong) = (Arc::clone(target), Arc::clone(&wrong));
-            Arc::new(move |want: &Want, bytes: &[u8]| {
+            Arc::new(move |wants: &[Want], bytes: &[u8]| {
                 let mut there = vec![0; bytes.len()];
-                target.read_at(want.disk_offset, &mut there)?;
-                if there != bytes {
-                    wrong.fetch_min(want.disk_offset, Ordering::Relaxed);
+                if let Some(first) = wants.first() {
+                    target.read_at(first.disk_offset, &mut there)?;
+                    if there != bytes {
+                        wrong.fetch_min(first.disk_offset, Ordering::Relaxed);
+                    }
                 }
                 Ok(())
             })

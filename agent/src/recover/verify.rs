@@ -1,6 +1,10 @@
 //! Whether points would restore: every page of their trees is read, every pack that they need must
 //! be there, and data is opened and hashed in full or by sample.
 //!
+//! The repository is opened anew for it, with an empty cache: the log is replayed and the trees are
+//! fetched as on a machine that has lost everything, since what this machine has cached proves
+//! nothing about the bucket.
+//!
 //! What has to be looked at is gathered in a temporary SQLite file, so that memory does not grow
 //! with the points and nothing is fetched twice. Damage is mapped back to the machines, points and
 //! disk ranges that it touches by walking the trees once more.
@@ -11,7 +15,7 @@ use super::restore::{content_namer, stop_here};
 use super::wants::Stretch;
 use crate::error::{Error, Kind, Result};
 use crate::progress::Progress;
-use crate::repository::fetch::{FetchSettings, Sink, Want};
+use crate::repository::fetch::{FetchSettings, Sink, Want, by_want};
 use crate::repository::tree::TreeReader;
 use crate::repository::{Point, Repository, blocking};
 use futures::TryStreamExt;
@@ -19,8 +23,9 @@ use serde::Serialize;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use tidegate_protocol::ids::{ChunkId, PackId};
+use tidegate_protocol::ids::{ChunkId, PackId, PointId};
 use tidegate_protocol::limits::{FAN_OUT, LEAF_BYTES};
+use tidegate_protocol::record;
 use tokio_util::sync::CancellationToken;
 use worklist::Worklist;
 
@@ -133,6 +138,11 @@ pub async fn verify(
     };
     let mut damage = Found::default();
     let list = Arc::new(Worklist::new()?);
+    let known_here = repository;
+    let folder = tempfile::tempdir()
+        .map_err(|error| Error::io("cannot make a temporary folder for a verify", error))?;
+    let repository = &Arc::new(repository.open_anew(folder.path()).await?);
+    let points = &damage.points_of(known_here, repository, points).await?;
     for point in points {
         for disk in &point.disks {
             stop_here(&stop)?;
@@ -164,6 +174,8 @@ pub async fn verify(
 /// What was found wrong so far.
 #[derive(Default)]
 struct Found {
+    /// Points that the log does not hold any more.
+    points: Vec<Damage>,
     /// Pages: what they touch is known where they are met.
     pages: Vec<Damage>,
     /// Whole packs, and why.
@@ -196,7 +208,8 @@ async fn gather(
         let found = match tree.group(group).await {
             Ok(found) => found,
             Err(error) => {
-                damage.page(error, touched(start, FAN_OUT as u64 * LEAF_BYTES))?;
+                let pack = tree.pack_above(group).await;
+                damage.page(error, pack, touched(start, FAN_OUT as u64 * LEAF_BYTES))?;
                 continue;
             }
         };
@@ -209,7 +222,10 @@ async fn gather(
                         extent.slice.map(|slice| (slice.chunk, slice.location))
                     }));
                 }
-                Err(error) => damage.page(error, touched(index * LEAF_BYTES, LEAF_BYTES))?,
+                Err(error) => {
+                    let touched = touched(index * LEAF_BYTES, LEAF_BYTES);
+                    damage.page(error, Some(page.location.pack), touched)?;
+                }
             }
         }
         let list = Arc::clone(list);
@@ -270,13 +286,15 @@ async fn check_data(
             Arc::clone(&passed),
             Arc::clone(progress),
         );
-        Arc::new(move |want: &Want, bytes: &[u8]| {
+        Arc::new(move |wants: &[Want], bytes: &[u8]| {
             // What is fetched again to narrow damage down counts once.
             let mut passed = passed.lock().unwrap_or_else(PoisonError::into_inner);
-            if passed.insert(want.chunk) {
-                checked.0.fetch_add(1, Ordering::Relaxed);
-                checked.1.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-                progress.add_done(bytes.len() as u64);
+            for (want, bytes) in by_want(wants, bytes) {
+                if passed.insert(want.chunk) {
+                    checked.0.fetch_add(1, Ordering::Relaxed);
+                    checked.1.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                    progress.add_done(bytes.len() as u64);
+                }
             }
             Ok(())
         })
@@ -356,16 +374,41 @@ async fn narrow_down(
 }
 
 impl Found {
-    fn page(&mut self, error: Error, touched: Touched) -> Result<()> {
+    /// The points as `elsewhere` knows them. Notes those that only this machine still knows.
+    async fn points_of(
+        &mut self,
+        here: &Repository,
+        elsewhere: &Repository,
+        wanted: &[Point],
+    ) -> Result<Vec<Point>> {
+        let mut there: HashMap<PointId, Point> = elsewhere
+            .points(None)?
+            .into_iter()
+            .map(|point| (point.id, point))
+            .collect();
+        // A point may have been expired meanwhile.
+        here.refresh().await?;
+        let here: HashSet<PointId> = here.points(None)?.iter().map(|point| point.id).collect();
+        let mut found = Vec::with_capacity(wanted.len());
+        for point in wanted.iter().filter(|point| here.contains(&point.id)) {
+            match there.remove(&point.id) {
+                Some(point) => found.push(point),
+                None => self.points.push(lost_point(point)),
+            }
+        }
+        Ok(found)
+    }
+
+    fn page(&mut self, error: Error, pack: Option<PackId>, touched: Touched) -> Result<()> {
         if !matches!(error.kind(), Kind::Corrupt | Kind::Missing) {
             return Err(error);
         }
-        let found = error.chain();
-        match self.pages.iter_mut().find(|damage| damage.found == found) {
+        let object = pack.map_or_else(|| error.to_string(), |pack| pack.object_key());
+        match self.pages.iter_mut().find(|damage| damage.object == object) {
             Some(damage) => add_range(&mut damage.touches, touched),
             None => self.pages.push(Damage {
-                object: error.to_string(),
-                found,
+                object,
+                found: error.chain(),
                 touches: vec![touched],
             }),
         }
@@ -418,7 +461,8 @@ impl Found {
                 }
             }
         }
-        let mut damages = self.pages;
+        let mut damages = self.points;
+        damages.extend(self.pages);
         for (pack, found) in self.packs {
             damages.push(Damage {
                 object: pack.object_key(),
@@ -436,6 +480,25 @@ fn readable<T>(read: Result<T>) -> Result<Option<T>> {
         Ok(read) => Ok(Some(read)),
         Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Missing) => Ok(None),
         Err(error) => Err(error),
+    }
+}
+
+fn lost_point(point: &Point) -> Damage {
+    Damage {
+        object: record::object_key(point.number),
+        found: "it does not commit the point that this machine knows by it: no other machine does"
+            .to_owned(),
+        touches: point
+            .disks
+            .iter()
+            .map(|disk| Touched {
+                machine: point.machine.clone(),
+                point: point.id.to_string(),
+                disk: disk.name.clone(),
+                start: 0,
+                length: disk.size_bytes,
+            })
+            .collect(),
     }
 }
 

@@ -29,6 +29,10 @@ use tokio::sync::mpsc::Sender;
 /// bounded when little of much is new: about 50 MB.
 const WAITING_EXTENTS_MAX: usize = 400_000;
 
+/// Chunks after which a dry run forgets what it has met: about 130 MB. What repeats after more than
+/// that is counted as new again.
+const DRY_RUN_CHUNKS_MAX: usize = 2_000_000;
+
 /// Packs that have landed, on their way back from the publisher.
 pub(super) type Landed = Mutex<Vec<Vec<ChunkId>>>;
 
@@ -61,6 +65,8 @@ pub(super) struct Assembler<'a, F> {
     own: HashSet<PackId>,
     referenced: HashSet<PackId>,
     stored_bytes: u64,
+    /// Chunks that a dry run has claimed since it last forgot them.
+    dry_chunks: usize,
 }
 
 struct Waiting {
@@ -97,6 +103,7 @@ pub(super) fn assembler<'a>(
         own: HashSet::new(),
         referenced: HashSet::new(),
         stored_bytes: 0,
+        dry_chunks: 0,
     })
 }
 
@@ -107,6 +114,8 @@ impl<F: FnMut() -> Result<PackRandom>> Assembler<'_, F> {
             self.forget_landed();
             match made {
                 Made::Frame { payload, items } => self.frame(&payload, &items)?,
+                // A dry run writes no trees.
+                Made::Span { .. } if self.out.is_none() => {}
                 Made::Span { disk, leaves } => {
                     for (index, leaf) in leaves {
                         self.leaf(disk, index, leaf)?;
@@ -121,7 +130,7 @@ impl<F: FnMut() -> Result<PackRandom>> Assembler<'_, F> {
             referenced: HashSet::new(),
             stored_bytes: self.stored_bytes,
         };
-        if self.shared.stop.is_cancelled() {
+        if self.shared.stop.is_cancelled() || self.out.is_none() {
             return Ok(assembled);
         }
         if !self.waiting.is_empty() {
@@ -186,6 +195,14 @@ impl<F: FnMut() -> Result<PackRandom>> Assembler<'_, F> {
         self.own.insert(sealed.id);
         self.stored_bytes += sealed.bytes.len() as u64;
         let mut chunks = std::mem::take(&mut self.open);
+        if self.out.is_none() {
+            self.dry_chunks += chunks.len();
+            if self.dry_chunks > DRY_RUN_CHUNKS_MAX {
+                self.dry_chunks = 0;
+                self.shared.claims.clear();
+            }
+            return Ok(());
+        }
         for (chunk, location) in &mut chunks {
             location.pack = sealed.id;
             self.places.insert(*chunk, *location);

@@ -30,6 +30,13 @@ impl Claims {
         self.shard(chunk).remove(chunk);
     }
 
+    /// Forgets all.
+    pub(super) fn clear(&self) {
+        for shard in &self.shards {
+            *shard.lock().unwrap_or_else(PoisonError::into_inner) = HashSet::default();
+        }
+    }
+
     fn shard(
         &self,
         chunk: &ChunkId,

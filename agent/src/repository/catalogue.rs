@@ -229,12 +229,7 @@ impl Catalogue {
                 match &record.content {
                     Replayed::Sound(sound) => {
                         let (header, body) = &**sound;
-                        let writer = header.writer.public.id();
-                        if is_revoked(transaction, writer).map_err(sql)? {
-                            tracing::warn!(record = record.number, key = %writer, "a log record is void: its key was revoked before");
-                        } else {
-                            apply(transaction, header, body).map_err(sql)?;
-                        }
+                        apply(transaction, header, body).map_err(sql)?;
                     }
                     Replayed::Void(reason) => {
                         tracing::warn!(record = record.number, reason, "a log record is void");
@@ -330,6 +325,12 @@ impl Catalogue {
     /// True when the log has revoked that key.
     pub fn is_revoked(&self, key: KeyId) -> Result<bool> {
         self.read(|connection| is_revoked(connection, key))
+    }
+
+    /// Keys that the log has revoked.
+    pub fn revoked_keys(&self) -> Result<HashSet<KeyId>> {
+        let ids = self.ids("SELECT id FROM signer WHERE revoked", KeyId::from_slice)?;
+        Ok(ids.into_iter().collect())
     }
 
     /// The state as blocks of a checkpoint, with the head they belong to.
@@ -482,16 +483,31 @@ impl Catalogue {
             .collect()
     }
 
-    fn decode<M: prost::Message + Default>(&self, bytes: &[u8]) -> Result<M> {
-        M::decode(bytes).map_err(|error| {
+    fn decode<M: prost::Message + Default>(&self, checked: &[u8]) -> Result<M> {
+        let damaged = |what| {
             Error::new(
                 Kind::Corrupt,
-                format!("the local cache {} does not decode", self.path.display()),
+                format!("the local cache {} {what}", self.path.display()),
             )
             .advise("run `tidegate repo rebuild-cache`")
-            .caused_by(error)
-        })
+        };
+        match checked.split_at_checked(BODY_HASH_BYTES) {
+            Some((hash, body)) if body_hash(body) == *hash => {
+                M::decode(body).map_err(|error| damaged("does not decode").caused_by(error))
+            }
+            _ => Err(damaged("is damaged: a row has other content than its hash")),
+        }
     }
+}
+
+/// Bytes of the hash before each body: against accidents, not against attackers.
+const BODY_HASH_BYTES: usize = 16;
+
+/// See [`BODY_HASH_BYTES`].
+fn body_hash(body: &[u8]) -> [u8; BODY_HASH_BYTES] {
+    let mut hash = [0; BODY_HASH_BYTES];
+    hash.copy_from_slice(&blake3::hash(body).as_bytes()[..BODY_HASH_BYTES]);
+    hash
 }
 
 /// Blocks of a checkpoint, each below its bound.
@@ -568,6 +584,11 @@ pub(super) fn sqlite(path: &Path, error: rusqlite::Error) -> Error {
     use rusqlite::ErrorCode as Code;
     let kind = match error.sqlite_error_code() {
         Some(Code::DatabaseCorrupt | Code::NotADatabase) => Kind::Corrupt,
+        // A column of another type, a table that is gone, a name that is there twice: the file is
+        // not what this program wrote.
+        Some(Code::Unknown | Code::ConstraintViolation | Code::TypeMismatch) | None => {
+            Kind::Corrupt
+        }
         Some(Code::DiskFull) => Kind::NoSpace,
         Some(Code::CannotOpen | Code::PermissionDenied | Code::ReadOnly) => Kind::Denied,
         Some(Code::DatabaseBusy | Code::DatabaseLocked) => Kind::Unavailable,

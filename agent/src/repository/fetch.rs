@@ -26,7 +26,7 @@ pub const READ_BYTES_MAX: u64 = 16 << 20;
 /// moves in 5 ms.
 const GAP_BYTES: u64 = 512 << 10;
 
-/// Beyond one read a pack, another is allowed for each such stretch: the cost that is promised.
+/// Beyond one request a pack, another is allowed for each such stretch: the cost that is promised.
 const STRETCH_BYTES: u64 = 8 << 20;
 
 /// Part of a chunk that somebody wants.
@@ -42,6 +42,14 @@ pub struct Want {
     pub offset: u32,
     /// Where the chunk lies.
     pub location: Location,
+}
+
+impl Want {
+    /// Where the wanted part lies in the frame's raw content.
+    fn place_in_frame(&self) -> Range<usize> {
+        let start = self.location.offset_in_frame as usize + self.offset as usize;
+        start..start + self.length as usize
+    }
 }
 
 /// One ranged read.
@@ -82,11 +90,13 @@ fn plan_pack(group: &[Want], first: usize, reads: &mut Vec<Read>) {
     loop {
         plan_with_gap(group, first, gap, reads);
         let allowed = 1 + last.location.frame_range().end / STRETCH_BYTES;
-        let used = (reads.len() - before) as u64;
+        // The pack's key takes a request of its own where the first read does not bring it.
+        let apart = reads.get(before).is_some_and(|read| read.range.start > 0);
+        let used = (reads.len() - before) as u64 + u64::from(apart);
         if used <= allowed || gap > READ_BYTES_MAX {
             return;
         }
-        // Scattered wants: fewer, longer reads.
+        // Scattered wants, or far from the key: fewer, longer reads.
         reads.truncate(before);
         gap *= 2;
     }
@@ -124,8 +134,21 @@ fn plan_with_gap(group: &[Want], first: usize, gap: u64, reads: &mut Vec<Read>) 
     reads.extend(open);
 }
 
-/// What takes fetched bytes: blocking, called from several threads at once.
-pub type Sink = dyn Fn(&Want, &[u8]) -> Result<()> + Send + Sync;
+/// What takes fetched bytes: blocking, called from several threads at once. It is given wants that
+/// follow each other on the disk, and their bytes together.
+pub type Sink = dyn Fn(&[Want], &[u8]) -> Result<()> + Send + Sync;
+
+/// Parts the bytes that a [`Sink`] is given by want.
+pub fn by_want<'a>(
+    wants: &'a [Want],
+    mut bytes: &'a [u8],
+) -> impl Iterator<Item = (&'a Want, &'a [u8])> {
+    wants.iter().map_while(move |want| {
+        let (part, rest) = bytes.split_at_checked(want.length as usize)?;
+        bytes = rest;
+        Some((want, part))
+    })
+}
 
 /// Keys of data packs: opening one costs a curve multiplication and perhaps a request.
 pub(crate) struct PackKeys(Cache<PackId, Arc<FramesKey>>);
@@ -391,22 +414,31 @@ impl Opening {
             checked = Some((want.chunk, want.location));
         }
         for want in wants {
-            let part = chunk_of(raw, &want.location).and_then(|chunk| {
-                chunk.get(want.offset as usize..want.offset as usize + want.length as usize)
-            });
-            match part {
-                Some(part) => (self.sink)(want, part)?,
-                None => {
-                    return damage(format!(
-                        "a slice at {} lies outside its chunk {}",
-                        want.offset,
-                        want.chunk.short()
-                    ));
-                }
+            let slice = want.offset as usize..want.offset as usize + want.length as usize;
+            if chunk_of(raw, &want.location).is_none_or(|chunk| chunk.get(slice).is_none()) {
+                return damage(format!(
+                    "a slice at {} lies outside its chunk {}",
+                    want.offset,
+                    want.chunk.short()
+                ));
+            }
+        }
+        // What is adjacent in the frame and on the disk goes out in one piece.
+        for run in wants.chunk_by(adjacent) {
+            if let (Some(first), Some(last)) = (run.first(), run.last())
+                && let Some(bytes) =
+                    raw.get(first.place_in_frame().start..last.place_in_frame().end)
+            {
+                (self.sink)(run, bytes)?;
             }
         }
         Ok(Ok(()))
     }
+}
+
+fn adjacent(a: &Want, b: &Want) -> bool {
+    a.disk_offset + u64::from(a.length) == b.disk_offset
+        && a.place_in_frame().end == b.place_in_frame().start
 }
 
 fn chunk_of<'a>(raw: &'a [u8], location: &Location) -> Option<&'a [u8]> {

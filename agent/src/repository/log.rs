@@ -20,10 +20,11 @@ use crate::error::{Error, Kind, Result};
 use crate::store::Created;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
+use tidegate_protocol::FormatError;
 use tidegate_protocol::checkpoint::{self, Checkpoint};
-use tidegate_protocol::ids::RecordHash;
+use tidegate_protocol::ids::{KeyId, RecordHash};
 use tidegate_protocol::limits::RECORD_BYTES_MAX;
 use tidegate_protocol::record::{self, Body, Head, Header};
 
@@ -268,12 +269,20 @@ impl Repository {
     }
 
     async fn replay(&self, mut head: Head, records: &[Bytes]) -> Result<Head> {
+        let mut revoked = self.catalogue.revoked_keys()?;
         let mut batch = Vec::with_capacity(records.len());
         for bytes in records {
             let number = head.number.saturating_add(1);
             let hash = RecordHash::of(bytes);
-            let content = match self.decode_record(head, bytes)? {
-                Ok(sound) => Replayed::Sound(Box::new(sound)),
+            let content = match self.decode_record(head, bytes, &revoked)? {
+                Ok(sound) => {
+                    if let Body::KeyChanged(key) = &sound.1
+                        && key.revoked
+                    {
+                        revoked.extend(KeyId::from_slice(&key.key));
+                    }
+                    Replayed::Sound(Box::new(sound))
+                }
                 Err(reason) => Replayed::Void(reason),
             };
             batch.push(RecordToReplay {
@@ -289,15 +298,31 @@ impl Repository {
         Ok(head)
     }
 
-    /// `Ok(Err(reason))` is a void record; an error is a broken chain.
-    fn decode_record(&self, head: Head, bytes: &[u8]) -> Result<Result<(Header, Body), String>> {
+    /// `Ok(Err(reason))` is a void record; an error is a record that must not be passed over: one of
+    /// a newer program, which may mean what this one would undo, or one that does not continue the
+    /// log. A revoked key can write neither.
+    fn decode_record(
+        &self,
+        head: Head,
+        bytes: &[u8],
+        revoked: &HashSet<KeyId>,
+    ) -> Result<Result<(Header, Body), String>> {
         let number = head.number.saturating_add(1);
         let key = record::object_key(number);
-        let header = match Header::decode(bytes, self.keys.root_public(), self.keys.repository()) {
+        let (root, repository) = (self.keys.root_public(), self.keys.repository());
+        if let Ok(writer) = Header::writer_of(bytes, root, repository)
+            && revoked.contains(&writer.public.id())
+        {
+            let writer = writer.public.id();
+            return Ok(Err(format!("{key}: key {writer} was revoked before")));
+        }
+        let newer_or_void = |error: FormatError| match error.needs_newer_program() {
+            true => Err(self.damaged(&key, error)),
+            false => Ok(Err(format!("{key}: {error}"))),
+        };
+        let header = match Header::decode(bytes, root, repository) {
             Ok(header) => header,
-            // Whoever skips what it does not know might sweep what a newer program still needs.
-            Err(error) if error.needs_newer_program() => return Err(self.damaged(&key, error)),
-            Err(error) => return Ok(Err(format!("{key}: {error}"))),
+            Err(error) => return newer_or_void(error),
         };
         if header.number != number {
             return Ok(Err(format!(
@@ -312,9 +337,9 @@ impl Repository {
             )
             .advise("bring the log back from the bucket's versions; if only this machine's cache is from another history, run `tidegate repo rebuild-cache`"));
         }
-        Ok(header
-            .open_body(bytes, &self.keys)
-            .map(|body| (header, body))
-            .map_err(|error| format!("{key}: {error}")))
+        match header.open_body(bytes, &self.keys) {
+            Ok(body) => Ok(Ok((header, body))),
+            Err(error) => newer_or_void(error),
+        }
     }
 }

@@ -8,6 +8,7 @@ use super::{PointDisk, Repository};
 use crate::error::{Error, Kind, Result};
 use quick_cache::sync::Cache;
 use std::sync::Arc;
+use tidegate_protocol::ids::PackId;
 use tidegate_protocol::limits::{FAN_OUT, LEAF_BYTES};
 use tidegate_protocol::page::{Inner, Leaf, PageRef};
 
@@ -20,6 +21,7 @@ pub struct TreeReader {
     root: Option<PageRef>,
     levels: u8,
     size_bytes: u64,
+    leaves: u64,
     inner: Cache<(u8, u64), Arc<Inner>>,
 }
 
@@ -36,13 +38,14 @@ impl TreeReader {
             root: disk.root,
             levels: disk.levels,
             size_bytes: disk.size_bytes,
+            leaves: leaf_count(disk.size_bytes),
             inner: Cache::new(INNER_PAGES_MAX),
         }
     }
 
     /// How many leaves the disk has, holes included.
     pub fn leaves(&self) -> u64 {
-        leaf_count(self.size_bytes)
+        self.leaves
     }
 
     /// The page of `level` (0 is a leaf) at `index` in its level; `None` is all hole, or outside.
@@ -82,25 +85,6 @@ impl TreeReader {
         }
     }
 
-    /// Reads the leaf that stands at `index`, and checks that it covers its stretch of the disk,
-    /// no less and no more: whoever restores it writes nowhere else.
-    pub async fn read_leaf(&self, index: u64, page: &PageRef) -> Result<Leaf> {
-        let leaf = self.repository.leaf(page).await?;
-        let start = index.saturating_mul(LEAF_BYTES);
-        let expected = self.size_bytes.saturating_sub(start).min(LEAF_BYTES);
-        if leaf.length() != expected {
-            let found = leaf.length();
-            return Err(self.repository.damaged(
-                &page.location.pack.object_key(),
-                Error::new(
-                    Kind::Corrupt,
-                    format!("leaf {index} covers {found} bytes, {expected} were expected"),
-                ),
-            ));
-        }
-        Ok(leaf)
-    }
-
     /// References of the leaves that hold data within one group of [`FAN_OUT`] leaves, with their
     /// indices. Groups are numbered from 0; see [`Self::groups`].
     pub async fn group(&self, group: u64) -> Result<Vec<(u64, PageRef)>> {
@@ -117,9 +101,31 @@ impl TreeReader {
             .collect())
     }
 
+    /// The pack of the last page on the way to a group of leaves that could be found: where the
+    /// group cannot be read, this is why.
+    pub async fn pack_above(&self, group: u64) -> Option<PackId> {
+        let mut last = None;
+        for level in (1..=self.levels).rev() {
+            let index = group / (FAN_OUT as u64).pow(u32::from(level) - 1);
+            match self.page(level, index).await {
+                Ok(Some(page)) => last = Some(page.location.pack),
+                _ => break,
+            }
+        }
+        last
+    }
+
     /// How many groups of leaves the disk has.
     pub fn groups(&self) -> u64 {
-        self.leaves().div_ceil(FAN_OUT as u64)
+        self.leaves.div_ceil(FAN_OUT as u64)
+    }
+
+    /// Reads the leaf at `index` by its reference. It must cover just what the disk has there.
+    pub async fn read_leaf(&self, index: u64, page: &PageRef) -> Result<Leaf> {
+        let leaf = self.repository.leaf(page).await?;
+        let expected = (self.size_bytes.saturating_sub(index * LEAF_BYTES)).min(LEAF_BYTES);
+        self.covers(page, leaf.length(), expected)?;
+        Ok(leaf)
     }
 
     async fn read_inner(&self, page: &PageRef, level: u8, index: u64) -> Result<Arc<Inner>> {
@@ -127,7 +133,26 @@ impl TreeReader {
             return Ok(inner);
         }
         let inner = Arc::new(self.repository.inner(page, level).await?);
+        let below = self
+            .leaves
+            .div_ceil((FAN_OUT as u64).pow(u32::from(level) - 1));
+        let expected = below
+            .saturating_sub(index * FAN_OUT as u64)
+            .min(FAN_OUT as u64);
+        self.covers(page, inner.children.len() as u64, expected)?;
         self.inner.insert((level, index), Arc::clone(&inner));
         Ok(inner)
+    }
+
+    /// A page is sound by itself and still may not belong where it was found.
+    fn covers(&self, page: &PageRef, found: u64, expected: u64) -> Result<()> {
+        if found == expected {
+            return Ok(());
+        }
+        let what = format!("a page covers {found} where {expected} were expected");
+        let error = Error::new(Kind::Corrupt, what);
+        Err(self
+            .repository
+            .damaged(&page.location.pack.object_key(), error))
     }
 }

@@ -242,7 +242,7 @@ fn a_host_cannot_write_a_checkpoint() {
     // Nor can it change a block under somebody else's signature: the sealing key is not enough.
     let host = keys(Host);
     let mut other = support::blocks();
-    other[1].condemned.clear();
+    other[1].condemned[0] = vec![0x66; 32];
     let maintenance = keys(Maintenance);
     let changed =
         checkpoint::encode(head.number, head.hash, &other, [0xe0; 32], maintenance).unwrap();
@@ -330,6 +330,11 @@ fn records_of_newer_programs_are_not_void() {
     ] {
         let error = decode_record(&rewritten(at, part, keys(Host))).unwrap_err();
         assert!(error.needs_newer_program(), "{error}");
+        // Who signed it can be told all the same.
+        let own = keys(Host);
+        let bytes = rewritten(at, part, own);
+        let writer = Header::writer_of(&bytes, own.root_public(), REPOSITORY).unwrap();
+        assert_eq!(writer, own.identity().certificate);
         // But a stranger's, or a damaged one, is.
         let error = decode_record(&rewritten(at, part, &support::foreign_keys(Host))).unwrap_err();
         assert!(!error.needs_newer_program(), "{error}");

@@ -14,7 +14,7 @@ use tidegate_agent::repository::{NewKeys, Repository};
 use tidegate_agent::store::Store;
 use tidegate_agent::{Error, Kind, Result};
 use tidegate_protocol::RepositoryId;
-use tidegate_protocol::descriptor::ChunkerParams;
+use tidegate_protocol::descriptor::{self, ChunkerParams};
 
 pub(super) async fn run(global: &Global, args: Init, context: &Context) -> Result<Outcome> {
     let settings = Settings::load(global, &args.repository, &KeyOptions::default())?;
@@ -90,11 +90,9 @@ pub(super) async fn make(
     let made = Repository::init(store, chunker, |keys| written.write(files, keys)).await;
     match made {
         Ok(repository) => Ok(repository),
-        // The answer may have been lost after the repository was made: these keys may be the only
-        // ones to it.
-        Err(error) if written.complete && matches!(error.kind(), Kind::Unavailable | Kind::Io) => {
+        Err(error) if written.complete && may_be_made(store, &error).await => {
             let advice = format!(
-                "it is not known whether the repository was made, so the key files in {} were kept: \
+                "the repository may have been made all the same, so the key files in {} were kept: \
                  run `tidegate repo info` with one of them; if it finds no repository, delete them",
                 files.folder.display()
             );
@@ -105,6 +103,16 @@ pub(super) async fn make(
             Err(error)
         }
     }
+}
+
+/// After a failure: may there be a repository to which these keys are the only ones? Answers may have
+/// been lost, so what counts is whether it is there.
+async fn may_be_made(store: &Store, error: &Error) -> bool {
+    // Somebody else's repository is there.
+    if error.kind() == Kind::Conflict {
+        return false;
+    }
+    !matches!(store.size(descriptor::OBJECT_KEY).await, Ok(None))
 }
 
 /// What was written so far, to be taken back if no repository comes of it.

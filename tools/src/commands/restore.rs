@@ -25,6 +25,7 @@ use tidegate_agent::recover::{self, RestoreMode, RestorePlan, RestoreSettings, R
 use tidegate_agent::repository::{Point, PointDisk, Repository};
 use tidegate_agent::target::{self, ConvertSettings, Target};
 use tidegate_agent::{Error, Kind, Result};
+use tidegate_protocol::keys::Level;
 
 #[derive(Serialize)]
 struct Answer {
@@ -51,6 +52,9 @@ struct DiskAnswer {
 pub(super) async fn run(global: &Global, args: Restore, context: &Context) -> Result<Outcome> {
     let settings = Settings::load(global, &args.access.repository, &args.access.key)?;
     let repository = context.open(&settings).await?;
+    if !args.dry_run {
+        ensure_may_read(&repository)?;
+    }
     let point = repository.resolve(&args.spec.machine, &args.spec.selector)?;
     let disks = chosen(&point, args.disk.as_deref())?;
     let wish = Wish {
@@ -118,6 +122,19 @@ pub(super) async fn run(global: &Global, args: Restore, context: &Context) -> Re
         .output
         .result(&answer, || describe(&point, &answer))?;
     Ok(Outcome::Done)
+}
+
+/// Refuses before anything is made of the target.
+fn ensure_may_read(repository: &Repository) -> Result<()> {
+    let level = repository.keys().level();
+    if level == Level::Restore {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::Denied,
+        format!("the key in use is a {level} key, which cannot read disk content"),
+    )
+    .advise("name a restore key with --key or TIDEGATE_KEY"))
 }
 
 /// The disks that were asked for.

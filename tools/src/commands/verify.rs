@@ -26,6 +26,8 @@ struct Answer {
     /// The share of the content that was drawn, and by which number.
     sample: Option<f64>,
     seed: Option<u64>,
+    /// Damaged packs that the log learnt of just now.
+    noted_packs: u64,
     #[serde(flatten)]
     report: VerifyReport,
 }
@@ -59,10 +61,21 @@ pub(super) async fn run(global: &Global, args: Verify, context: &Context) -> Res
     drop(shown);
     let report = done?;
     let damaged = !report.damages.is_empty();
+    let noted_packs = match recover::note_damage(&repository, &report).await {
+        Ok(packs) => packs,
+        Err(error) => {
+            context.output.warn(&format!(
+                "the damage could not be noted in the log: {}",
+                error.chain()
+            ));
+            0
+        }
+    };
     let answer = Answer {
         content,
         sample: args.sample,
         seed: args.sample.map(|_| seed),
+        noted_packs,
         report,
     };
     context.output.result(&answer, || answer.describe())?;
@@ -125,9 +138,10 @@ impl Answer {
             out.push_str(&describe_damage(damage));
         }
         out.push_str(
-            "\nWhat to do: put the object back from a replica or an older version of the bucket, if \
-             there is one; otherwise restore the machines named from a point that is not touched, and \
-             back them up again.\n",
+            "\nWhat to do: back the machines named up again. The damage stands in the log, so what of \
+             it is still on their disks is stored anew, and these points are whole again. What is not \
+             on a disk any more comes back only with the object itself: from a replica, or an older \
+             version in the bucket.\n",
         );
         out
     }

@@ -54,7 +54,12 @@ impl Site {
 
     /// The program, with nothing of the tester's own settings.
     pub fn command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
+        Command::from_std(self.process())
+    }
+
+    /// The same, for those who look after the process themselves.
+    pub fn process(&self) -> std::process::Command {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_tidegate"));
         command.current_dir(self.folder.path());
         for (name, _) in std::env::vars_os() {
             let name = name.to_string_lossy().into_owned();
@@ -198,9 +203,70 @@ impl From<Output> for Run {
 pub fn assert_same(a: &Path, b: &Path) {
     let (left, right) = (std::fs::read(a).unwrap(), std::fs::read(b).unwrap());
     assert_eq!(left.len(), right.len(), "sizes of {a:?} and {b:?}");
-    if let Some(at) = left.iter().zip(&right).position(|(x, y)| x != y) {
-        panic!("{a:?} and {b:?} differ at byte {at}");
+    // Slices compare fast; the place is looked for only where they differ.
+    if left != right {
+        let at = left.iter().zip(&right).position(|(x, y)| x != y);
+        panic!("{a:?} and {b:?} differ at byte {at:?}");
     }
+}
+
+/// A part of a file.
+pub fn read(path: &Path, offset: u64, length: u64) -> Vec<u8> {
+    let mut bytes = vec![0; usize::try_from(length).unwrap()];
+    File::open(path)
+        .unwrap()
+        .read_exact_at(&mut bytes, offset)
+        .unwrap();
+    bytes
+}
+
+/// Asserts that two sparse files are equal, by reading what either of them holds: outside of that
+/// both are zeros. For files that do not fit into memory.
+#[track_caller]
+pub fn assert_same_data(a: &Path, b: &Path) {
+    let (left, right) = (File::open(a).unwrap(), File::open(b).unwrap());
+    let size_bytes = left.metadata().unwrap().len();
+    assert_eq!(
+        size_bytes,
+        right.metadata().unwrap().len(),
+        "sizes of {a:?} and {b:?}"
+    );
+    let window = usize::try_from(MIB).unwrap();
+    let (mut x, mut y) = (vec![0; window], vec![0; window]);
+    for file in [&left, &right] {
+        for extent in data_extents(file, size_bytes) {
+            let mut at = extent.start;
+            while at < extent.end {
+                let length = MIB.min(extent.end - at);
+                let part = ..usize::try_from(length).unwrap();
+                left.read_exact_at(&mut x[part], at).unwrap();
+                right.read_exact_at(&mut y[part], at).unwrap();
+                // Slices compare fast; the place is looked for only where they differ.
+                if x[part] != y[part] {
+                    let place = x[part].iter().zip(&y[part]).position(|(x, y)| x != y);
+                    panic!("{a:?} and {b:?} differ {place:?} bytes after {at}");
+                }
+                at += length;
+            }
+        }
+    }
+}
+
+/// The places of a file that hold data.
+pub fn data_extents(file: &File, size_bytes: u64) -> Vec<std::ops::Range<u64>> {
+    use rustix::fs::{SeekFrom, seek};
+    let mut extents = Vec::new();
+    let mut at = 0;
+    while at < size_bytes {
+        let start = match seek(file, SeekFrom::Data(at)) {
+            Ok(start) => start,
+            Err(rustix::io::Errno::NXIO) => break,
+            Err(error) => panic!("cannot look for data: {error}"),
+        };
+        at = seek(file, SeekFrom::Hole(start)).unwrap();
+        extents.push(start..at);
+    }
+    extents
 }
 
 /// Bytes that a file takes on disk.
