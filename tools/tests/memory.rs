@@ -1,5 +1,10 @@
 //! What a backup and a restore take in memory, measured on the real program by the kernel.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "tests, whose measurement is worth reading"
+)]
 
 mod site;
 
@@ -36,6 +41,10 @@ fn spread_disk(path: &Path) {
 }
 
 /// Runs the program to its end. Returns the largest resident set that it ever had, in bytes.
+#[expect(
+    clippy::zombie_processes,
+    reason = "wait4 waits for it, and brings what it used"
+)]
 fn peak_rss_bytes(site: &Site, args: &[&str]) -> u64 {
     let child = site
         .process()

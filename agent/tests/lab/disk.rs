@@ -23,6 +23,16 @@ pub enum Tile {
     Data(u64),
 }
 
+/// A tile's share of what was asked for.
+enum Part<'a> {
+    Data(&'a [u8]),
+    /// So many.
+    Zeros(usize),
+}
+
+/// Takes a part, with the place where it begins in what was asked for.
+type TakePart<'a> = dyn FnMut(usize, Part<'_>) + 'a;
+
 type Layout = Arc<dyn Fn(u64) -> Tile + Send + Sync>;
 
 /// A disk whose tiles are computed from their index.
@@ -90,18 +100,20 @@ impl TiledDisk {
         bytes
     }
 
-    /// Calls `part` with each tile's share of `length` bytes at `offset`: where it begins in what
-    /// was asked for, and its bytes, or how many zeros it is.
-    fn parts(&self, offset: u64, length: u64, part: &mut dyn FnMut(usize, Result<&[u8], usize>)) {
+    /// Calls `part` with each tile's share of `length` bytes at `offset`.
+    fn parts(&self, offset: u64, length: u64, part: &mut TakePart<'_>) {
         let mut at = offset;
         while at < offset + length {
             let start = (at % TILE_BYTES) as usize;
             let count = (TILE_BYTES as usize - start).min((offset + length - at) as usize);
             let place = (at - offset) as usize;
             match self.tile(at / TILE_BYTES) {
-                Tile::Hole => part(place, Err(count)),
+                Tile::Hole => part(place, Part::Zeros(count)),
                 Tile::Data(number) => {
-                    part(place, Ok(&self.bytes_of(number)[start..start + count]));
+                    part(
+                        place,
+                        Part::Data(&self.bytes_of(number)[start..start + count]),
+                    );
                 }
             }
             at += count as u64;
@@ -145,8 +157,8 @@ impl SourceReader for TiledDisk {
     fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> Result<()> {
         let length = buffer.len() as u64;
         self.parts(offset, length, &mut |place, part| match part {
-            Ok(bytes) => buffer[place..place + bytes.len()].copy_from_slice(bytes),
-            Err(zeros) => buffer[place..place + zeros].fill(0),
+            Part::Data(bytes) => buffer[place..place + bytes.len()].copy_from_slice(bytes),
+            Part::Zeros(zeros) => buffer[place..place + zeros].fill(0),
         });
         Ok(())
     }
@@ -203,7 +215,7 @@ impl Target for ExpectingTarget {
         let length = bytes.len() as u64;
         self.expected
             .parts(offset, length, &mut |place, part| match part {
-                Ok(expected) if bytes[place..place + expected.len()] == *expected => {}
+                Part::Data(expected) if bytes[place..place + expected.len()] == *expected => {}
                 _ => wrong = Some(offset + place as u64),
             });
         if let Some(at) = wrong {
