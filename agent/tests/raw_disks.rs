@@ -220,6 +220,7 @@ fn in_place_writes_zeros_where_zeros_belong() {
         Kind::Conflict
     );
     target.finish().unwrap();
+    drop(target);
     let found = fs::read(&path).unwrap();
     assert_eq!(found.len(), 300_001);
     assert_eq!(found[..10], pattern(0, 10));
