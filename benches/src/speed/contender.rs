@@ -92,7 +92,8 @@ impl Contender {
             }
             Self::Restic { .. } => {
                 "`restic backup --no-scan`, once more with `--force` (so that it reads the image, as it \
-                 does whenever the file's time has changed), `restic restore --sparse`; default settings."
+                 does whenever the file's time has changed), `restic restore --sparse`, which \
+                 does not sync the image it has written, as the other two do; default settings."
             }
             Self::Zstd => {
                 "`zstd -1 -T2` over the image's blocks that are not zero, from file to file."
