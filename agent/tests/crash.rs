@@ -12,8 +12,10 @@
     reason = "tests"
 )]
 
+mod lab;
+
+use lab::{MemoryDisk, MemoryTarget, copy, copy_all};
 use std::collections::BTreeSet;
-use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -24,13 +26,11 @@ use tidegate_agent::replicate::{
     BackupRequest, BackupSettings, BackupSummary, DiskToBackUp, backup,
 };
 use tidegate_agent::repository::{NewKeys, Point, Repository};
-use tidegate_agent::source::{Source, SourceReader};
 use tidegate_agent::store::fault::{Call, Fault, FaultStore, Operation};
 use tidegate_agent::store::{Store, StoreSettings};
 use tidegate_agent::target::Target;
 use tidegate_agent::{Kind, Result};
 use tidegate_protocol::ids::{PackId, RecordHash};
-use tidegate_protocol::key_file;
 use tidegate_protocol::keys::Keys;
 use tidegate_protocol::limits::RECORD_BYTES_MAX;
 use tidegate_protocol::record::{self, Body, Head, PacksCondemned, PacksSwept};
@@ -45,80 +45,6 @@ const CHUNKER: ChunkerParams = ChunkerParams::BlockAligned {
 
 /// More than the operations of any job here; a matrix that gets there has lost its way.
 const OPERATIONS_MAX: u64 = 200;
-
-/// A disk in memory, which says when it is read.
-#[derive(Clone)]
-struct Disk {
-    content: Arc<Vec<u8>>,
-    on_read: Arc<dyn Fn() + Send + Sync>,
-}
-
-impl Source for Disk {
-    fn size_bytes(&self) -> u64 {
-        self.content.len() as u64
-    }
-
-    fn describe(&self) -> String {
-        "a disk in memory".to_owned()
-    }
-
-    fn reader(&self) -> Result<Box<dyn SourceReader>> {
-        Ok(Box::new(self.clone()))
-    }
-}
-
-impl SourceReader for Disk {
-    fn allocation(&mut self, range: Range<u64>) -> Result<Vec<Range<u64>>> {
-        Ok(vec![range])
-    }
-
-    fn prefetch(&mut self, _: Range<u64>) {}
-
-    fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        (self.on_read)();
-        let start = usize::try_from(offset).unwrap();
-        buffer.copy_from_slice(&self.content[start..start + buffer.len()]);
-        Ok(())
-    }
-}
-
-struct MemoryTarget(Mutex<Vec<u8>>);
-
-impl Target for MemoryTarget {
-    fn describe(&self) -> String {
-        "a target in memory".to_owned()
-    }
-
-    fn reads_zero(&self) -> bool {
-        true
-    }
-
-    fn allocation(&self, range: Range<u64>) -> Result<Vec<Range<u64>>> {
-        Ok(vec![range])
-    }
-
-    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        let start = usize::try_from(offset).unwrap();
-        buffer.copy_from_slice(&self.0.lock().unwrap()[start..start + buffer.len()]);
-        Ok(())
-    }
-
-    fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        let start = usize::try_from(offset).unwrap();
-        self.0.lock().unwrap()[start..start + bytes.len()].copy_from_slice(bytes);
-        Ok(())
-    }
-
-    fn write_zeros(&self, range: Range<u64>) -> Result<()> {
-        let range = usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap();
-        self.0.lock().unwrap()[range].fill(0);
-        Ok(())
-    }
-
-    fn finish(&self) -> Result<()> {
-        Ok(())
-    }
-}
 
 /// Random bytes: nothing in them compresses or repeats.
 fn noise(length: usize, seed: u64) -> Vec<u8> {
@@ -153,10 +79,7 @@ fn request_noticing(content: &[u8], on_read: Arc<dyn Fn() + Send + Sync>) -> Bac
         machine: "web".to_owned(),
         disks: vec![DiskToBackUp {
             name: "disk".to_owned(),
-            source: Arc::new(Disk {
-                content: Arc::new(content.to_vec()),
-                on_read,
-            }),
+            source: MemoryDisk::noticing(content, on_read),
             format: "raw".to_owned(),
         }],
         host: "test".to_owned(),
@@ -174,18 +97,6 @@ fn request_noticing(content: &[u8], on_read: Arc<dyn Fn() + Send + Sync>) -> Bac
 async fn back_up(repository: &Arc<Repository>, content: &[u8]) -> Result<BackupSummary> {
     let stop = CancellationToken::new();
     backup(repository, request(content), Arc::default(), stop).await
-}
-
-fn copy(keys: &Keys) -> Keys {
-    key_file::decode(&key_file::encode(keys)).unwrap()
-}
-
-fn copy_all(keys: &NewKeys) -> NewKeys {
-    NewKeys {
-        host: copy(&keys.host),
-        maintenance: copy(&keys.maintenance),
-        restore: copy(&keys.restore),
-    }
 }
 
 /// Time-outs of a test that wants to see failures, not to sit them out.
@@ -308,7 +219,7 @@ async fn assert_points(
 async fn restored(repository: &Arc<Repository>, point: &Point) -> Vec<u8> {
     let disk = point.disk(None).unwrap();
     let size = usize::try_from(disk.size_bytes).unwrap();
-    let target = Arc::new(MemoryTarget(Mutex::new(vec![0; size])));
+    let target = MemoryTarget::holding(vec![0; size], true);
     restore_disk(
         repository,
         disk,
@@ -320,7 +231,7 @@ async fn restored(repository: &Arc<Repository>, point: &Point) -> Vec<u8> {
     )
     .await
     .unwrap();
-    target.0.lock().unwrap().clone()
+    target.content()
 }
 
 type Crash = fn(&FaultStore, u64);

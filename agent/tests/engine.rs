@@ -2,10 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
-use std::ops::Range;
+mod lab;
+
+use lab::{Lab, MemoryDisk, MemoryTarget, copy};
 use std::path::Path;
-use std::sync::{Arc, Mutex};
-use tidegate_agent::chunk::ChunkerParams;
+use std::sync::Arc;
 use tidegate_agent::progress::Progress;
 use tidegate_agent::recover::{
     RestoreMode, RestoreSettings, RestoreSummary, VerifySettings, diff, export, restore_disk,
@@ -14,101 +15,11 @@ use tidegate_agent::recover::{
 use tidegate_agent::replicate::{
     BackupRequest, BackupSettings, BackupSummary, DiskToBackUp, Mode, backup,
 };
-use tidegate_agent::repository::{NewKeys, PointDisk, Repository, Selector};
-use tidegate_agent::source::{Source, SourceReader};
-use tidegate_agent::store::Store;
+use tidegate_agent::repository::{PointDisk, Repository, Selector};
 use tidegate_agent::target::Target;
 use tidegate_agent::{Error, Kind, Result};
-use tidegate_protocol::key_file;
-use tidegate_protocol::keys::{Keys, Level};
+use tidegate_protocol::keys::Level;
 use tokio_util::sync::CancellationToken;
-
-const CHUNKER: ChunkerParams = ChunkerParams::BlockAligned {
-    chunk_bytes_min: 16 << 10,
-    chunk_bytes_avg: 32 << 10,
-    chunk_bytes_max: 64 << 10,
-    eof_cut_bytes_min: 8 << 10,
-};
-
-/// A disk in memory.
-#[derive(Clone)]
-struct MemoryDisk(Arc<Vec<u8>>);
-
-impl Source for MemoryDisk {
-    fn size_bytes(&self) -> u64 {
-        self.0.len() as u64
-    }
-
-    fn describe(&self) -> String {
-        "a disk in memory".to_owned()
-    }
-
-    fn reader(&self) -> Result<Box<dyn SourceReader>> {
-        Ok(Box::new(self.clone()))
-    }
-}
-
-impl SourceReader for MemoryDisk {
-    fn allocation(&mut self, range: Range<u64>) -> Result<Vec<Range<u64>>> {
-        Ok(vec![range])
-    }
-
-    fn prefetch(&mut self, _: Range<u64>) {}
-
-    fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        let start = usize::try_from(offset).unwrap();
-        buffer.copy_from_slice(&self.0[start..start + buffer.len()]);
-        Ok(())
-    }
-}
-
-struct MemoryTarget(Mutex<Vec<u8>>, bool);
-
-impl MemoryTarget {
-    fn holding(content: Vec<u8>, reads_zero: bool) -> Arc<Self> {
-        Arc::new(Self(Mutex::new(content), reads_zero))
-    }
-
-    fn content(&self) -> Vec<u8> {
-        self.0.lock().unwrap().clone()
-    }
-}
-
-impl Target for MemoryTarget {
-    fn describe(&self) -> String {
-        "a target in memory".to_owned()
-    }
-
-    fn reads_zero(&self) -> bool {
-        self.1
-    }
-
-    fn allocation(&self, range: Range<u64>) -> Result<Vec<Range<u64>>> {
-        Ok(vec![range])
-    }
-
-    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        let start = usize::try_from(offset).unwrap();
-        buffer.copy_from_slice(&self.0.lock().unwrap()[start..start + buffer.len()]);
-        Ok(())
-    }
-
-    fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        let start = usize::try_from(offset).unwrap();
-        self.0.lock().unwrap()[start..start + bytes.len()].copy_from_slice(bytes);
-        Ok(())
-    }
-
-    fn write_zeros(&self, range: Range<u64>) -> Result<()> {
-        let range = usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap();
-        self.0.lock().unwrap()[range].fill(0);
-        Ok(())
-    }
-
-    fn finish(&self) -> Result<()> {
-        Ok(())
-    }
-}
 
 /// Reproducible content: data that compresses somewhat, with holes and repeats.
 fn content(length: usize, seed: u64) -> Vec<u8> {
@@ -134,53 +45,6 @@ fn fill(block: &mut [u8], seed: u64) {
     }
 }
 
-struct Lab {
-    store: Store,
-    keys: NewKeys,
-    cache: tempfile::TempDir,
-}
-
-impl Lab {
-    async fn new() -> Self {
-        Self::on(Store::memory()).await
-    }
-
-    async fn on(store: Store) -> Self {
-        let mut saved = None;
-        Repository::init(&store, CHUNKER, |keys| {
-            saved = Some(NewKeys {
-                host: copy(&keys.host),
-                maintenance: copy(&keys.maintenance),
-                restore: copy(&keys.restore),
-            });
-            Ok(())
-        })
-        .await
-        .unwrap();
-        Self {
-            store,
-            keys: saved.unwrap(),
-            cache: tempfile::tempdir().unwrap(),
-        }
-    }
-
-    async fn open(&self) -> Arc<Repository> {
-        self.open_as(&self.keys.restore, self.cache.path()).await
-    }
-
-    async fn open_as(&self, keys: &Keys, cache: &Path) -> Arc<Repository> {
-        Arc::new(
-            Repository::open(self.store.clone(), copy(keys), cache)
-                .await
-                .unwrap(),
-        )
-    }
-}
-
-fn copy(keys: &Keys) -> Keys {
-    key_file::decode(&key_file::encode(keys)).unwrap()
-}
-
 fn request(machine: &str, disks: &[(&str, Vec<u8>)]) -> BackupRequest {
     BackupRequest {
         machine: machine.to_owned(),
@@ -188,7 +52,7 @@ fn request(machine: &str, disks: &[(&str, Vec<u8>)]) -> BackupRequest {
             .iter()
             .map(|(name, content)| DiskToBackUp {
                 name: (*name).to_owned(),
-                source: Arc::new(MemoryDisk(Arc::new(content.clone()))),
+                source: MemoryDisk::of(content),
                 format: "raw".to_owned(),
             })
             .collect(),
@@ -241,7 +105,7 @@ async fn restored(repository: &Arc<Repository>, machine: &str, selector: &Select
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_goes_out_comes_back() {
-    let lab = Lab::new().await;
+    let lab = Lab::in_memory().await;
     let repository = lab.open().await;
     const MIB: usize = 1 << 20;
     // Around the sizes of block, leaf and span, and sizes that are no multiple of anything.
@@ -287,7 +151,7 @@ async fn what_goes_out_comes_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unchanged_disk_costs_one_record_and_no_pack() {
-    let lab = Lab::new().await;
+    let lab = Lab::in_memory().await;
     let repository = lab.open().await;
     let disk = content(80 << 20, 1);
     let first = back_up(&repository, "web", &disk).await;
@@ -313,7 +177,7 @@ async fn an_unchanged_disk_costs_one_record_and_no_pack() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_costs_the_change_and_older_points_stay() {
-    let lab = Lab::new().await;
+    let lab = Lab::in_memory().await;
     let repository = lab.open().await;
     let first = content(100 << 20, 1);
     back_up(&repository, "web", &first).await;
@@ -349,7 +213,7 @@ async fn a_change_costs_the_change_and_older_points_stay() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn in_place_fetches_only_what_differs_and_writes_zeros_where_zeros_belong() {
-    let lab = Lab::new().await;
+    let lab = Lab::in_memory().await;
     let repository = lab.open().await;
     let disk = content(60 << 20, 3);
     back_up(&repository, "web", &disk).await;
@@ -389,7 +253,7 @@ async fn in_place_fetches_only_what_differs_and_writes_zeros_where_zeros_belong(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn several_disks_and_machines_share_what_they_have_in_common() {
-    let lab = Lab::new().await;
+    let lab = Lab::in_memory().await;
     let repository = lab.open_as(&lab.keys.host, lab.cache.path()).await;
     let (a, b) = (content(70 << 20, 1), content(30 << 20, 2));
     let both = request("twins", &[("root", a.clone()), ("data", a.clone())]);
@@ -409,7 +273,7 @@ async fn several_disks_and_machines_share_what_they_have_in_common() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_export_reads_like_the_disk() {
-    let lab = Lab::new().await;
+    let lab = Lab::in_memory().await;
     let repository = lab.open().await;
     let disk = content((40 << 20) + 1234, 9);
     back_up(&repository, "web", &disk).await;
@@ -436,7 +300,7 @@ async fn an_export_reads_like_the_disk() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_key_backs_up_and_cannot_read() {
-    let lab = Lab::new().await;
+    let lab = Lab::in_memory().await;
     let repository = lab.open_as(&lab.keys.host, lab.cache.path()).await;
     let disk = content(20 << 20, 1);
     back_up(&repository, "web", &disk).await;
@@ -478,7 +342,7 @@ async fn a_host_key_backs_up_and_cannot_read() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dry_run_stores_nothing() {
-    let lab = Lab::new().await;
+    let lab = Lab::in_memory().await;
     let repository = lab.open().await;
     let before = lab.store.requests().puts;
     let mut dry = request("web", &[("disk", content(20 << 20, 1))]);
@@ -494,7 +358,7 @@ async fn a_dry_run_stores_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn revoked_keys_are_refused_and_their_records_void() {
-    let lab = Lab::new().await;
+    let lab = Lab::in_memory().await;
     let repository = lab.open().await;
     let mut extra = None;
     let info = repository
@@ -529,7 +393,7 @@ async fn revoked_keys_are_refused_and_their_records_void() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn eight_writers_share_a_repository() {
-    let lab = Arc::new(Lab::new().await);
+    let lab = Arc::new(Lab::in_memory().await);
     let mut tasks = Vec::new();
     for number in 0..8_u64 {
         let lab = Arc::clone(&lab);
@@ -556,7 +420,7 @@ async fn eight_writers_share_a_repository() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_checkpoint_stands_for_the_log_before_it() {
-    let lab = Lab::new().await;
+    let lab = Lab::in_memory().await;
     let repository = lab.open().await;
     let disk = content(5 << 20, 1);
     back_up(&repository, "web", &disk).await;
@@ -575,7 +439,7 @@ async fn a_checkpoint_stands_for_the_log_before_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_cache_is_built_anew() {
-    let lab = Lab::new().await;
+    let lab = Lab::in_memory().await;
     let disk = content(9 << 20, 1);
     back_up(&lab.open().await, "web", &disk).await;
     let folder = lab
@@ -601,7 +465,7 @@ async fn a_lost_cache_is_built_anew() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_next_run_goes_on_from_what_an_interrupted_one_left() {
-    let lab = Lab::new().await;
+    let lab = Lab::in_memory().await;
     let repository = lab.open().await;
     let disk = content(120 << 20, 4);
     let stop = CancellationToken::new();
@@ -640,8 +504,7 @@ async fn the_next_run_goes_on_from_what_an_interrupted_one_left() {
 #[tokio::test(flavor = "multi_thread")]
 async fn damage_is_named_and_mapped_to_what_it_touches() {
     let folder = tempfile::tempdir().unwrap();
-    let location = folder.path().to_str().unwrap();
-    let lab = Lab::on(Store::open(location, &Default::default()).unwrap()).await;
+    let lab = Lab::in_folder(folder.path()).await;
     let repository = lab.open().await;
     let disk = content(40 << 20, 6);
     back_up(&repository, "web", &disk).await;

@@ -1,5 +1,5 @@
-//! What the tests of cost and damage share: a repository over a store that records its calls, disks
-//! whose content is computed rather than held, and a target that judges what is written to it.
+//! What the tests of the engine share: a repository over a store that records its calls, disks held in
+//! memory or computed, and targets, one of which judges what is written to it.
 
 #![allow(
     clippy::unwrap_used,
@@ -8,12 +8,15 @@
     clippy::cast_possible_truncation,
     dead_code,
     unreachable_pub,
+    unused_imports,
     reason = "tests, each of which uses a part of this"
 )]
 
 mod disk;
+mod memory;
 
 pub use disk::{ExpectingTarget, TILE_BYTES, Tile, TiledDisk};
+pub use memory::{MemoryDisk, MemoryTarget};
 
 use std::path::Path;
 use std::sync::Arc;
@@ -68,11 +71,7 @@ impl Lab {
         let (store, calls) = store.with_faults(&StoreSettings::default());
         let mut saved = None;
         Repository::init(&store, CHUNKER, |keys| {
-            saved = Some(NewKeys {
-                host: copy(&keys.host),
-                maintenance: copy(&keys.maintenance),
-                restore: copy(&keys.restore),
-            });
+            saved = Some(copy_all(keys));
             Ok(())
         })
         .await
@@ -96,6 +95,15 @@ impl Lab {
             .map(Arc::new)
     }
 
+    /// With other keys, and another cache.
+    pub async fn open_as(&self, keys: &Keys, cache: &Path) -> Arc<Repository> {
+        Arc::new(
+            Repository::open(self.store.clone(), copy(keys), cache)
+                .await
+                .unwrap(),
+        )
+    }
+
     /// Where the local cache keeps this repository's files.
     pub fn cache_folder(&self) -> std::path::PathBuf {
         let repository = self.keys.restore.repository().to_string();
@@ -105,6 +113,14 @@ impl Lab {
 
 pub fn copy(keys: &Keys) -> Keys {
     key_file::decode(&key_file::encode(keys)).unwrap()
+}
+
+pub fn copy_all(keys: &NewKeys) -> NewKeys {
+    NewKeys {
+        host: copy(&keys.host),
+        maintenance: copy(&keys.maintenance),
+        restore: copy(&keys.restore),
+    }
 }
 
 /// One disk of a machine, with packs of the default size unless said otherwise.
