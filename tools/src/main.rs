@@ -39,6 +39,7 @@ use tidegate_agent::{Error, Kind, Result};
 use tokio_util::sync::CancellationToken;
 
 fn main() -> ExitCode {
+    tidegate_agent::allocator::give_back_large_buffers();
     let args = match Args::try_parse() {
         Ok(args) => args,
         Err(error) => return refuse(&error),
