@@ -12,15 +12,14 @@ use std::sync::Arc;
 use tidegate_protocol::ids::PackId;
 use tidegate_protocol::record::{Body, PacksFoundBad};
 
-/// Notes the damaged data packs of `report`. Returns how many the log did not know of before; where
+/// Notes the damaged packs of `report`, data and tree alike. Returns how many the log did not know of before; where
 /// there are none, nothing is appended.
 pub async fn note_damage(repository: &Arc<Repository>, report: &VerifyReport) -> Result<u64> {
     let known = repository.catalogue().lost_packs()?;
     let packs: HashSet<PackId> = report
         .damages
         .iter()
-        .filter_map(|damage| damage.object.strip_prefix("packs/")?.rsplit('/').next())
-        .filter_map(|name| name.parse().ok())
+        .filter_map(|damage| PackId::from_object_key(&damage.object))
         .filter(|pack| !known.contains(pack))
         .collect();
     if packs.is_empty() {

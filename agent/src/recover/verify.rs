@@ -242,12 +242,7 @@ async fn missing_packs(
 ) -> Result<()> {
     let mut entries = repository.store().list("packs/", None);
     while let Some(entry) = entries.try_next().await? {
-        let Some(id) = entry
-            .key
-            .rsplit('/')
-            .next()
-            .and_then(|name| name.parse().ok())
-        else {
+        let Some(id) = PackId::from_object_key(&entry.key) else {
             continue;
         };
         if let Some(end) = wanted.remove(&id)
