@@ -82,7 +82,7 @@ pub struct DiskToBackUp {
 pub struct BackupSettings {
     /// Cutting threads; by default one for each core.
     pub workers: usize,
-    /// zstd level, 1 to 19, or negative for faster; 3 by default.
+    /// zstd level, 1 to 19, or negative for faster; 1 by default.
     pub compression_level: i32,
     /// Size at which a pack is full, in bytes; 32 MiB by default.
     pub pack_bytes: u32,
@@ -94,7 +94,7 @@ impl Default for BackupSettings {
     fn default() -> Self {
         Self {
             workers: thread::available_parallelism().map_or(2, usize::from),
-            compression_level: 3,
+            compression_level: 1,
             pack_bytes: 32 << 20,
             uploads_in_flight: 3,
         }

@@ -196,7 +196,7 @@ impl PackWriter {
         })
     }
 
-    /// Appends a frame made by [`frame::encode_payload`]; `items` are the ids and raw lengths of
+    /// Appends a frame made by [`frame::PayloadEncoder`]; `items` are the ids and raw lengths of
     /// what it holds, in order and without gaps. Returns where the frame lies. A frame that a
     /// reader would refuse is refused here, and leaves the pack as it was.
     pub fn push(

@@ -173,7 +173,7 @@ pub(crate) struct Backup {
     /// Threads that chunk, compress and seal
     #[arg(long, value_name = "N", value_parser = workers())]
     pub(crate) workers: Option<u16>,
-    /// zstd level
+    /// zstd level; 3 stores about 3 % less than 1 and takes half as long again [default: 1]
     #[arg(long, value_name = "LEVEL", allow_negative_numbers = true, value_parser = compression_level())]
     pub(crate) compression_level: Option<i32>,
     #[command(flatten)]

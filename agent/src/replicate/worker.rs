@@ -17,13 +17,12 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
-use tidegate_protocol::frame;
+use tidegate_protocol::frame::PayloadEncoder;
 use tidegate_protocol::ids::{ChunkId, PackId};
 use tidegate_protocol::keys::ChunkNamer;
 use tidegate_protocol::limits::LEAF_BYTES;
 use tidegate_protocol::page::{Leaf, PageRef, Slice};
 use tokio_util::sync::CancellationToken;
-use zstd::bulk::Compressor;
 
 /// Bytes read at a time.
 const WINDOW_BYTES: usize = 1 << 20;
@@ -97,7 +96,7 @@ pub(super) struct Worker<'a> {
     pieces: Vec<Piece>,
     frame: Vec<u8>,
     items: Vec<(ChunkId, u32)>,
-    compressor: Compressor<'static>,
+    encoder: PayloadEncoder,
     spans_in_hand: u32,
     unusable: Arc<HashSet<PackId>>,
     last_referenced: Option<PackId>,
@@ -124,7 +123,7 @@ impl<'a> Worker<'a> {
             pieces: Vec::new(),
             frame: Vec::with_capacity(FRAME_RAW_BYTES),
             items: Vec::new(),
-            compressor: Compressor::new(shared.settings.compression_level)
+            encoder: PayloadEncoder::new(shared.settings.compression_level)
                 .map_err(|error| Error::io("cannot make a compressor", error))?,
             spans_in_hand: 0,
             unusable: shared.index.unusable(),
@@ -333,8 +332,7 @@ impl<'a> Worker<'a> {
         if self.items.is_empty() {
             return Ok(());
         }
-        let mut payload = Vec::new();
-        frame::encode_payload(&self.frame, &mut self.compressor, &mut payload);
+        let payload = self.encoder.encode(&self.frame).to_vec();
         self.frame.clear();
         let items = std::mem::take(&mut self.items);
         self.send(Made::Frame { payload, items })

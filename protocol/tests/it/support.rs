@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 use tidegate_protocol::checkpoint::{self, Block, NumberedPoint};
 use tidegate_protocol::descriptor::{ChunkerParams, Descriptor};
-use tidegate_protocol::frame::encode_payload;
+use tidegate_protocol::frame::PayloadEncoder;
 use tidegate_protocol::ids::{KeyId, PackId, PageId, PointId, RecordHash, RunId, SlotId};
 use tidegate_protocol::keys::{Keys, Level, RepositorySecret, SealPrivateKey, Secret};
 use tidegate_protocol::pack::{Location, PackKind, PackRandom, PackWriter, SealedPack};
@@ -16,7 +16,6 @@ use tidegate_protocol::record::{
 use tidegate_protocol::segment::Segment;
 use tidegate_protocol::slot::{self, Argon2Cost, NewWrapping, SlotRandom};
 use tidegate_protocol::{ChunkId, RepositoryId, SegmentId};
-use zstd::bulk::Compressor;
 
 pub(crate) const TIME: u64 = 1_700_000_000_000_000_000;
 pub(crate) const REPOSITORY: RepositoryId = RepositoryId([0x2a; 16]);
@@ -130,9 +129,7 @@ pub(crate) fn pack_random(tag: u8) -> PackRandom {
 }
 
 pub(crate) fn payload(raw: &[u8]) -> Vec<u8> {
-    let mut out = Vec::new();
-    encode_payload(raw, &mut Compressor::new(3).unwrap(), &mut out);
-    out
+    PayloadEncoder::new(3).unwrap().encode(raw).to_vec()
 }
 
 /// Bytes that no compressor shrinks, the same every time.

@@ -12,7 +12,7 @@ use crate::error::{Error, Kind, Result};
 use crate::repository::refused;
 use std::collections::HashMap;
 use std::sync::Arc;
-use tidegate_protocol::frame;
+use tidegate_protocol::frame::PayloadEncoder;
 use tidegate_protocol::ids::{PackId, PageId};
 use tidegate_protocol::keys::Keys;
 use tidegate_protocol::limits::FAN_OUT;
@@ -21,6 +21,9 @@ use tidegate_protocol::page::{Inner, PageRef};
 
 /// Raw bytes of pages sealed together.
 const FRAME_RAW_BYTES: usize = 256 << 10;
+
+/// zstd level for pages: they are few, and mostly hashes.
+const COMPRESSION_LEVEL: i32 = 3;
 
 /// What a leaf came to.
 #[derive(Debug)]
@@ -58,10 +61,9 @@ pub struct TreeWriter<'a, F> {
     pack_bytes: usize,
     random: F,
     disks: Vec<DiskTree>,
-    compressor: zstd::bulk::Compressor<'static>,
+    encoder: PayloadEncoder,
     frame: Vec<u8>,
     in_frame: Vec<Pending>,
-    payload: Vec<u8>,
     pack: Option<PackWriter>,
     /// Names of the packs so far; the open one is not among them.
     closed: Vec<PackId>,
@@ -101,7 +103,7 @@ struct Pending {
 impl<'a, F: FnMut() -> Result<PackRandom>> TreeWriter<'a, F> {
     /// A writer for disks of these sizes, in bytes. `random` is asked once for each pack.
     pub fn new(keys: &'a Keys, disk_bytes: &[u64], pack_bytes: usize, random: F) -> Result<Self> {
-        let compressor = zstd::bulk::Compressor::new(3)
+        let encoder = PayloadEncoder::new(COMPRESSION_LEVEL)
             .map_err(|error| Error::io("cannot make a compressor", error))?;
         Ok(Self {
             keys,
@@ -111,10 +113,9 @@ impl<'a, F: FnMut() -> Result<PackRandom>> TreeWriter<'a, F> {
                 .iter()
                 .map(|&bytes| DiskTree::new(bytes))
                 .collect(),
-            compressor,
+            encoder,
             frame: Vec::with_capacity(FRAME_RAW_BYTES),
             in_frame: Vec::new(),
-            payload: Vec::new(),
             pack: None,
             closed: Vec::new(),
             finished: Vec::new(),
@@ -217,9 +218,9 @@ impl<'a, F: FnMut() -> Result<PackRandom>> TreeWriter<'a, F> {
                     Error::new(Kind::Bug, "a tree pack cannot be begun").caused_by(error)
                 })?,
         };
-        frame::encode_payload(&self.frame, &mut self.compressor, &mut self.payload);
         let items = pages.iter().map(|page| (page.id.0, bounded(page.length)));
-        let range = pack.push(&self.payload, items).map_err(refused)?;
+        let payload = self.encoder.encode(&self.frame);
+        let range = pack.push(payload, items).map_err(refused)?;
         self.frame.clear();
         let full = pack.len() >= self.pack_bytes;
         let number = self.closed.len();
