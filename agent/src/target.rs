@@ -2,6 +2,7 @@
 
 mod convert;
 mod device;
+mod direct;
 mod file;
 
 pub use convert::{ConvertSettings, convert};

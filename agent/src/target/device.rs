@@ -6,6 +6,7 @@
 //! is most likely the wrong one.
 
 use super::Target;
+use super::direct::DirectFile;
 use crate::error::{Error, Kind, Result};
 use crate::sparse::{self, QemuUse};
 use rustix::fs::FlockOperation;
@@ -74,7 +75,7 @@ pub fn open_in_place(path: &Path, size_bytes: u64) -> Result<Box<dyn Target>> {
         1
     };
     Ok(Box::new(InPlace {
-        file,
+        file: DirectFile::new(file),
         path: path.to_owned(),
         unit_bytes,
     }))
@@ -121,7 +122,7 @@ fn fit(file: &File, path: &Path, size_bytes: u64, found_bytes: u64) -> Result<()
 
 #[derive(Debug)]
 struct InPlace {
-    file: File,
+    file: DirectFile,
     path: PathBuf,
     /// What holes must be aligned to.
     unit_bytes: u64,
@@ -137,23 +138,23 @@ impl Target for InPlace {
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        sparse::read_exact_at(&self.file, &self.path, offset, buffer)
+        sparse::read_exact_at(self.file.file(), &self.path, offset, buffer)
     }
 
     fn allocation(&self, range: Range<u64>) -> Result<Vec<Range<u64>>> {
-        sparse::data_extents(&self.file, &self.path, range)
+        sparse::data_extents(self.file.file(), &self.path, range)
     }
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        sparse::write_all_at(&self.file, &self.path, offset, bytes)
+        self.file.write_all_at(&self.path, offset, bytes)
     }
 
     fn write_zeros(&self, range: Range<u64>) -> Result<()> {
-        sparse::zero(&self.file, &self.path, range, self.unit_bytes)
+        sparse::zero(self.file.file(), &self.path, range, self.unit_bytes)
     }
 
     fn finish(&self) -> Result<()> {
-        self.file.sync_all().map_err(|error| {
+        self.file.file().sync_all().map_err(|error| {
             Error::io(
                 format!("cannot make {} durable", self.path.display()),
                 error,

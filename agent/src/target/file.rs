@@ -6,6 +6,7 @@
 //! resumed. At most one process writes to a partial file, held by a lock that dies with it.
 
 use super::Target;
+use super::direct::DirectFile;
 use crate::error::{Error, Kind, Result};
 use crate::sparse;
 use rustix::fs::{CWD, FlockOperation, RenameFlags};
@@ -64,7 +65,7 @@ pub fn create_file(path: &Path, size_bytes: u64, overwrite: bool) -> Result<Box<
         )
     })?;
     Ok(Box::new(FileTarget {
-        file,
+        file: DirectFile::new(file),
         partial,
         path: path.to_owned(),
         overwrite,
@@ -101,7 +102,7 @@ pub fn resume_partial(path: &Path, size_bytes: u64, overwrite: bool) -> Result<B
         .advise("delete it, then restore from the beginning"));
     }
     Ok(Box::new(FileTarget {
-        file,
+        file: DirectFile::new(file),
         partial,
         path: path.to_owned(),
         overwrite,
@@ -224,7 +225,7 @@ pub(super) fn publish(partial: &Path, path: &Path, overwrite: bool) -> Result<()
 
 #[derive(Debug)]
 struct FileTarget {
-    file: File,
+    file: DirectFile,
     partial: PathBuf,
     path: PathBuf,
     overwrite: bool,
@@ -242,23 +243,23 @@ impl Target for FileTarget {
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        sparse::read_exact_at(&self.file, &self.partial, offset, buffer)
+        sparse::read_exact_at(self.file.file(), &self.partial, offset, buffer)
     }
 
     fn allocation(&self, range: Range<u64>) -> Result<Vec<Range<u64>>> {
-        sparse::data_extents(&self.file, &self.partial, range)
+        sparse::data_extents(self.file.file(), &self.partial, range)
     }
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        sparse::write_all_at(&self.file, &self.partial, offset, bytes)
+        self.file.write_all_at(&self.partial, offset, bytes)
     }
 
     fn write_zeros(&self, range: Range<u64>) -> Result<()> {
-        sparse::zero(&self.file, &self.partial, range, 1)
+        sparse::zero(self.file.file(), &self.partial, range, 1)
     }
 
     fn finish(&self) -> Result<()> {
-        self.file.sync_all().map_err(|error| {
+        self.file.file().sync_all().map_err(|error| {
             Error::io(
                 format!("cannot make {} durable", self.partial.display()),
                 error,
