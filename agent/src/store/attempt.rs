@@ -25,6 +25,10 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 /// the way to it, is broken.
 const CUT_OFF_ATTEMPTS_MAX: u32 = 3;
 
+/// The longest pause that is made because a store asks for it: whatever it says, it is asked again
+/// several times before the operation is given up.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
+
 /// The keys a page of a listing holds on the clouds; used for counting only.
 const LIST_PAGE_KEYS: u64 = 1000;
 
@@ -305,7 +309,10 @@ impl Patience {
         if !may_try_again {
             return Err(self.sum_up(failure));
         }
-        let pause = self.pauses.next().unwrap_or(Duration::from_secs(1));
+        let own = self.pauses.next().unwrap_or(Duration::from_secs(1));
+        // Later than asked for, and not all at the same moment.
+        let asked = failure.retry_after.unwrap_or_default();
+        let pause = own + asked.min(RETRY_AFTER_MAX);
         if Instant::now() + pause >= self.deadline {
             return Err(self.exhausted(failure));
         }
