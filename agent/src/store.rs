@@ -47,7 +47,7 @@ pub use environment::Environment;
 pub use settings::StoreSettings;
 
 use crate::error::{Error, Kind, Result};
-use attempt::Wire;
+use attempt::{CUT_OFF_ATTEMPTS_MAX, Wire};
 use bytes::Bytes;
 use failure::{Failure, Reason};
 use fault::FaultStore;
@@ -452,9 +452,9 @@ impl Store {
                 expected_bytes,
                 found_bytes,
             } => format!(
-                "object {object} is truncated: each of {} answers ended early, the last after \
+                "object {object} is truncated: {} of {} answers ended early, the last after \
                  {found_bytes} of {expected_bytes} bytes",
-                failure.attempts
+                CUT_OFF_ATTEMPTS_MAX, failure.attempts
             ),
             _ => format!("{did} {object}"),
         };
