@@ -15,6 +15,7 @@
 mod assemble;
 mod claims;
 mod draft;
+mod mend;
 mod publish;
 mod worker;
 
@@ -35,6 +36,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread;
+use std::time::Duration;
 use tidegate_protocol::ids::{PackId, PointId, RunId};
 use tidegate_protocol::limits::{DISKS_MAX, NAME_BYTES_MAX, PACK_BYTES_MAX};
 use tidegate_protocol::page;
@@ -48,6 +50,10 @@ const MADE_IN_FLIGHT: usize = 16;
 
 /// How often a run goes back to the disks because a pack it needs was swept meanwhile.
 const PASSES_MAX: usize = 3;
+
+/// Below a day, so that each daily backup begins with a listing, however long the last one took; far
+/// above an hour, so that hourly backups of unchanged disks go on costing one request.
+const LISTING_AGE_MAX: Duration = Duration::from_secs(20 * 60 * 60);
 
 /// Largest size at which a pack may count as full: the last frame and the footer come on top.
 const PACK_BYTES_FULL_MAX: u32 = PACK_BYTES_MAX / 2;
@@ -88,6 +94,9 @@ pub struct BackupSettings {
     pub pack_bytes: u32,
     /// Packs uploaded at the same time; each takes its size in memory.
     pub uploads_in_flight: usize,
+    /// How old this machine's last listing of the store's packs may be; where it is older, a backup
+    /// begins with one, which is a request for each thousand packs, and stores anew what is gone.
+    pub listing_age_max: Duration,
 }
 
 impl Default for BackupSettings {
@@ -97,6 +106,7 @@ impl Default for BackupSettings {
             compression_level: 1,
             pack_bytes: 32 << 20,
             uploads_in_flight: 3,
+            listing_age_max: LISTING_AGE_MAX,
         }
     }
 }
@@ -190,6 +200,13 @@ async fn passes(
         .map(|disk| disk.source.size_bytes())
         .sum();
     progress.add_total(virtual_bytes);
+    if !request.dry_run {
+        // What is gone must not be referred to: its chunks count as new from the first one on.
+        repository.index().await?;
+        repository
+            .find_lost_packs(request.settings.listing_age_max)
+            .await?;
+    }
     let mut total = Totals::default();
     let mut dry_bytes = 0;
     let mut passes = 0;
@@ -232,6 +249,7 @@ async fn passes(
             reason: reason(request, parent.as_ref(), &outcome),
         };
         if !request.dry_run {
+            repository.note_suspects("backup").await;
             let point = PointId(clock::random()?);
             let body = point_record(
                 point,
@@ -330,9 +348,11 @@ async fn run(
             stop: stop.clone(),
             segment: Segment::default(),
             published: std::mem::take(published),
+            mends: false,
         };
         // Before the first chunk is looked up: what is no longer there must not be referred to.
         publisher.take_over_orphans().await?;
+        publisher.mend_tree_packs().await?;
         (Some(tokio::spawn(publisher.run(packs))), Some(to_publish))
     };
     let cut = blocking(move || {

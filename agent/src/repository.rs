@@ -2,6 +2,7 @@
 //!
 //! | Part | Purpose |
 //! |---|---|
+//! | `damage` | packs that are gone or damaged: found, and noted |
 //! | [`log`] | reading and appending records: the commit protocol |
 //! | [`catalogue`] | the state that the log amounts to, in local SQLite |
 //! | [`index`] | chunk id → location |
@@ -15,6 +16,7 @@
 //! checked, and nothing becomes visible to others but by an append to the log.
 
 pub mod catalogue;
+mod damage;
 pub mod fetch;
 pub mod index;
 pub mod keyring;
@@ -35,8 +37,9 @@ use index::Index;
 use pages::PageCache;
 use point::as_text;
 use serde::Serialize;
+use std::collections::HashSet;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use tidegate_protocol::descriptor::{self, ChunkerParams, Descriptor, FORMAT_VERSION};
 use tidegate_protocol::ids::{KeyId, RepositoryId, SegmentId};
 use tidegate_protocol::keys::{Keys, Level, RepositorySecret, Secret};
@@ -59,7 +62,10 @@ pub struct Repository {
     catalogue: Arc<Catalogue>,
     pages: PageCache,
     pack_keys: fetch::PackKeys,
+    suspects: damage::Suspects,
     index: OnceLock<Arc<Index>>,
+    /// Segments that could not be read: they are not asked for again for every chunk in doubt.
+    unusable_segments: Mutex<HashSet<SegmentId>>,
 }
 
 /// The keys of a new repository, one of each level.
@@ -212,17 +218,30 @@ impl Repository {
     /// Opens with `keys`: checks the descriptor, opens the local cache below `cache_folder` and
     /// replays the log.
     pub async fn open(store: Store, keys: Keys, cache_folder: &Path) -> Result<Self> {
-        Self::open_with(store, Arc::new(keys), cache_folder).await
+        Self::open_with(store, Arc::new(keys), cache_folder, 0).await
     }
 
     /// The same repository as a machine finds it that has never seen it. `cache_folder` is empty.
     pub(crate) async fn open_anew(&self, cache_folder: &Path) -> Result<Self> {
-        Self::open_with(self.store.clone(), Arc::clone(&self.keys), cache_folder).await
+        let head = self.catalogue.head()?.number;
+        Self::open_with(
+            self.store.clone(),
+            Arc::clone(&self.keys),
+            cache_folder,
+            head,
+        )
+        .await
     }
 
-    async fn open_with(store: Store, keys: Arc<Keys>, cache_folder: &Path) -> Result<Self> {
+    /// `head` is a record that is known to be in the log, or 0.
+    async fn open_with(
+        store: Store,
+        keys: Arc<Keys>,
+        cache_folder: &Path,
+        head: u64,
+    ) -> Result<Self> {
         let repository = Self::open_cached(store, keys, cache_folder).await?;
-        repository.refresh().await?;
+        repository.refresh_to(head).await?;
         let own = repository.keys.identity().certificate.public.id();
         if repository.catalogue.is_revoked(own)? {
             return Err(Error::new(Kind::Denied, format!("key {own} was revoked"))
@@ -291,7 +310,9 @@ impl Repository {
             catalogue: Arc::new(catalogue),
             pages,
             pack_keys: fetch::PackKeys::default(),
+            suspects: damage::Suspects::default(),
             index: OnceLock::new(),
+            unusable_segments: Mutex::default(),
         })
     }
 
@@ -326,7 +347,8 @@ impl Repository {
                 Arc::clone(self.index.get_or_init(|| opened))
             }
         };
-        let wanted = self.catalogue.segments_to_load()?;
+        let mut wanted = self.catalogue.segments_to_load()?;
+        wanted.retain(|id| !self.unusable_segments().contains(id));
         let mut segments = stream::iter(wanted)
             .map(|id| async move { (id, self.read_segment(id).await) })
             .buffer_unordered(SEGMENTS_IN_FLIGHT);
@@ -338,6 +360,7 @@ impl Repository {
                 }
                 Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Missing) => {
                     index::unusable_segment(id, &error);
+                    self.unusable_segments().insert(id);
                 }
                 Err(error) => return Err(error),
             }
@@ -345,7 +368,14 @@ impl Repository {
         Ok(index)
     }
 
-    async fn read_segment(&self, id: SegmentId) -> Result<Segment> {
+    fn unusable_segments(&self) -> MutexGuard<'_, HashSet<SegmentId>> {
+        self.unusable_segments
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads an index segment, and checks that it is the one of that name.
+    pub(crate) async fn read_segment(&self, id: SegmentId) -> Result<Segment> {
         let key = id.object_key();
         let bytes = self.store.get(&key, SEGMENT_BYTES_MAX).await?;
         let found = SegmentId::of(&bytes);

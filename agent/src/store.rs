@@ -47,7 +47,7 @@ pub use environment::Environment;
 pub use settings::StoreSettings;
 
 use crate::error::{Error, Kind, Result};
-use attempt::Wire;
+use attempt::{CUT_OFF_ATTEMPTS_MAX, Wire};
 use bytes::Bytes;
 use failure::{Failure, Reason};
 use fault::FaultStore;
@@ -413,14 +413,11 @@ impl Store {
     }
 
     fn too_short(&self, key: &str, range: &Range<u64>, size_bytes: u64) -> Error {
-        Error::new(
-            Kind::Corrupt,
-            format!(
-                "object {key} in {} is truncated: expected at least {} bytes, found {size_bytes}",
-                self.label(),
-                range.end
-            ),
-        )
+        let failure = Failure::new(Reason::TooShort {
+            expected_bytes: range.end,
+            found_bytes: size_bytes,
+        });
+        self.explain("could not read", key, failure)
     }
 
     /// Turns what went wrong with `key` into an error that says what to do.
@@ -455,9 +452,9 @@ impl Store {
                 expected_bytes,
                 found_bytes,
             } => format!(
-                "object {object} is truncated: each of {} answers ended early, the last after \
+                "object {object} is truncated: {} of {} answers ended early, the last after \
                  {found_bytes} of {expected_bytes} bytes",
-                failure.attempts
+                CUT_OFF_ATTEMPTS_MAX, failure.attempts
             ),
             _ => format!("{did} {object}"),
         };
@@ -485,6 +482,17 @@ impl Store {
             (Reason::WrongRegion, _) => {
                 Some("set AWS_REGION to the bucket's region, or correct AWS_ENDPOINT_URL")
             }
+            (
+                Reason::ObjectMissing
+                | Reason::OutOfRange
+                | Reason::TooLarge { .. }
+                | Reason::TooShort { .. }
+                | Reason::CutOff { .. },
+                _,
+            ) => Some(
+                "`tidegate verify --all` shows what it touches; bring it back from a copy or the bucket's \
+                 versions",
+            ),
             (Reason::Unavailable, _) => {
                 Some("check the endpoint and the network, then run the command again")
             }

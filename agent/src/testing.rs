@@ -18,11 +18,13 @@
 
 mod azurite;
 mod process;
+mod proxy;
 mod rclone;
 mod weed;
 
 pub use azurite::AzureServer;
 pub use process::lab;
+pub use proxy::{FaultyProxy, HttpCall, HttpFault};
 pub use rclone::OverwritingServer;
 pub use weed::S3Server;
 

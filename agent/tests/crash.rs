@@ -90,6 +90,7 @@ fn request_noticing(content: &[u8], on_read: Arc<dyn Fn() + Send + Sync>) -> Bac
             pack_bytes: PACK_BYTES,
             // One at a time, so that the nth operation is the same one each time.
             uploads_in_flight: 1,
+            ..BackupSettings::default()
         },
     }
 }

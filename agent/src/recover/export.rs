@@ -103,6 +103,16 @@ impl Export for PointExport {
     }
 
     async fn read(&self, offset: u64, length: u32) -> Result<Bytes> {
+        let read = self.read_checked(offset, length).await;
+        if read.is_err() {
+            self.repository.note_suspects("export").await;
+        }
+        read
+    }
+}
+
+impl PointExport {
+    async fn read_checked(&self, offset: u64, length: u32) -> Result<Bytes> {
         let range = offset..offset + u64::from(length);
         let stretch = self.stretch(&range).await?;
         let mut out = BytesMut::zeroed(length as usize);
@@ -121,9 +131,7 @@ impl Export for PointExport {
         }
         Ok(out.freeze())
     }
-}
 
-impl PointExport {
     /// What a range of the disk consists of; begins and ends at leaves.
     async fn stretch(&self, range: &Range<u64>) -> Result<Stretch> {
         let first = range.start / LEAF_BYTES;
@@ -173,15 +181,23 @@ impl PointExport {
             return Ok(chunk);
         }
         let mut wants = vec![*want];
-        wants.extend(
-            self.stretch(&range)
-                .await?
-                .wants
-                .into_iter()
-                .filter(|other| {
-                    other.chunk != want.chunk && self.chunks.peek(&other.chunk).is_none()
-                }),
-        );
+        // Nobody has asked for what lies ahead yet: damage there must not fail what was asked for.
+        if let Ok(ahead) = self.stretch(&range).await {
+            let is_missing = |other: &Want| {
+                other.chunk != want.chunk && self.chunks.peek(&other.chunk).is_none()
+            };
+            wants.extend(ahead.wants.into_iter().filter(is_missing));
+        }
+        match self.fetch_chunks(wants, want).await {
+            Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Missing) => {
+                self.fetch_chunks(vec![*want], want).await
+            }
+            fetched => fetched,
+        }
+    }
+
+    /// Fetches chunks into memory and returns that of `want`, which is among them.
+    async fn fetch_chunks(&self, mut wants: Vec<Want>, want: &Want) -> Result<Bytes> {
         for want in &mut wants {
             // Whole chunks: another read wants the rest.
             want.offset = 0;

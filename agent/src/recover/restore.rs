@@ -86,7 +86,8 @@ pub struct RestorePlan {
     pub requests: u64,
 }
 
-/// Restores a disk. The target is complete and checked when this returns, but not yet durable:
+/// Restores a disk, and notes in the log which packs it found missing or damaged, also where the disk
+/// could be restored in spite of that. The target is complete and checked when this returns, but not yet durable:
 /// see [`Target::finish`].
 ///
 /// # Errors
@@ -100,6 +101,22 @@ pub async fn restore_disk(
     settings: &RestoreSettings,
     progress: Arc<Progress>,
     stop: CancellationToken,
+) -> Result<RestoreSummary> {
+    let done = restore(repository, disk, target, mode, settings, progress, &stop).await;
+    if !stop.is_cancelled() {
+        repository.note_suspects("restore").await;
+    }
+    done
+}
+
+async fn restore(
+    repository: &Arc<Repository>,
+    disk: &PointDisk,
+    target: Arc<dyn Target>,
+    mode: RestoreMode,
+    settings: &RestoreSettings,
+    progress: Arc<Progress>,
+    stop: &CancellationToken,
 ) -> Result<RestoreSummary> {
     let started = std::time::Instant::now();
     let requests_before = repository.store().requests().total();
@@ -144,19 +161,19 @@ pub async fn restore_disk(
             mut wants, holes, ..
         } = stretch;
         summary.data_bytes += wants.iter().map(|want| u64::from(want.length)).sum::<u64>();
-        summary.zeroed_bytes += zero(&target, holes, mode, &progress, &stop).await?;
+        summary.zeroed_bytes += zero(&target, holes, mode, &progress, stop).await?;
         if mode == RestoreMode::InPlace {
-            let (missing, kept) = compare(&target, wants, &namer, &progress, &stop).await?;
+            let (missing, kept) = compare(&target, wants, &namer, &progress, stop).await?;
             wants = missing;
             summary.kept_bytes += kept;
         }
-        let fetched = repository.fetch(wants, fetch, &sink, &stop).await?;
+        let fetched = repository.fetch(wants, fetch, &sink, stop).await?;
         summary.fetched_bytes += fetched;
         progress.add_stored(fetched);
     }
     summary.written_bytes = counts.written.load(Ordering::Relaxed);
     if settings.verify {
-        read_back(repository, disk, &target, &namer, &stop).await?;
+        read_back(repository, disk, &target, &namer, stop).await?;
     }
     summary.requests = repository.store().requests().total() - requests_before;
     summary.seconds = started.elapsed().as_secs_f64();

@@ -9,31 +9,29 @@
 //! with the points and nothing is fetched twice. Damage is mapped back to the machines, points and
 //! disk ranges that it touches by walking the trees once more.
 
+mod found;
+mod packs;
+mod segments;
 mod worklist;
 
 use super::restore::{content_namer, stop_here};
-use super::wants::Stretch;
 use crate::error::{Error, Kind, Result};
 use crate::progress::Progress;
 use crate::repository::fetch::{FetchSettings, Sink, Want, by_want};
 use crate::repository::tree::TreeReader;
 use crate::repository::{Point, Repository, blocking};
-use futures::TryStreamExt;
+use found::Found;
 use serde::Serialize;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use tidegate_protocol::ids::{ChunkId, PackId, PointId};
+use tidegate_protocol::ids::{ChunkId, PackId};
 use tidegate_protocol::limits::{FAN_OUT, LEAF_BYTES};
-use tidegate_protocol::record;
 use tokio_util::sync::CancellationToken;
 use worklist::Worklist;
 
 /// Chunks checked in one go.
 const BATCH: u32 = 100_000;
-
-/// Ranges named for one damaged object and disk; more are summed up in the last.
-const RANGES_MAX: usize = 64;
 
 /// How a verify goes about its work.
 #[derive(Debug, Clone)]
@@ -65,6 +63,8 @@ pub struct VerifyReport {
     pub leaves: u64,
     /// Data packs that the points need.
     pub packs: u64,
+    /// Index segments read: all that the log names where all points are looked at, else none.
+    pub segments: u64,
     /// Different chunks that the points need.
     pub chunks: u64,
     /// Chunks opened and hashed.
@@ -123,6 +123,7 @@ pub async fn verify(
         points: points.len() as u64,
         leaves: 0,
         packs: 0,
+        segments: 0,
         chunks: 0,
         checked_chunks: 0,
         checked_bytes: 0,
@@ -139,6 +140,7 @@ pub async fn verify(
     let mut damage = Found::default();
     let list = Arc::new(Worklist::new()?);
     let known_here = repository;
+    let all_points = repository.points(None)?.len() == points.len();
     let folder = tempfile::tempdir()
         .map_err(|error| Error::io("cannot make a temporary folder for a verify", error))?;
     let repository = &Arc::new(repository.open_anew(folder.path()).await?);
@@ -153,7 +155,7 @@ pub async fn verify(
     let (packs, chunks) = blocking(move || Ok((listed.packs()?, listed.count()?))).await?;
     report.packs = packs.len() as u64;
     report.chunks = chunks;
-    missing_packs(repository, packs, &mut damage).await?;
+    packs::judge(repository, packs, &list, &stop, &mut damage).await?;
     if may_read {
         check_data(
             repository,
@@ -166,22 +168,12 @@ pub async fn verify(
         )
         .await?;
     }
+    if all_points {
+        report.segments = segments::check(repository, &stop, &mut damage).await?;
+    }
     report.damages = damage.into_damages(repository, points, &stop).await?;
     report.seconds = started.elapsed().as_secs_f64();
     Ok(report)
-}
-
-/// What was found wrong so far.
-#[derive(Default)]
-struct Found {
-    /// Points that the log does not hold any more.
-    points: Vec<Damage>,
-    /// Pages: what they touch is known where they are met.
-    pages: Vec<Damage>,
-    /// Whole packs, and why.
-    packs: BTreeMap<PackId, String>,
-    /// Chunks within packs.
-    chunks: HashMap<ChunkId, PackId>,
 }
 
 /// Reads a disk's tree and notes what it needs. Returns the number of leaves.
@@ -234,33 +226,6 @@ async fn gather(
     Ok(leaves)
 }
 
-/// Packs that are not in the store. One listing, instead of a request for each.
-async fn missing_packs(
-    repository: &Arc<Repository>,
-    mut wanted: HashMap<PackId, u64>,
-    damage: &mut Found,
-) -> Result<()> {
-    let mut entries = repository.store().list("packs/", None);
-    while let Some(entry) = entries.try_next().await? {
-        let Some(id) = PackId::from_object_key(&entry.key) else {
-            continue;
-        };
-        if let Some(end) = wanted.remove(&id)
-            && entry.size_bytes < end
-        {
-            let found = format!(
-                "it has {} bytes, at least {end} were expected",
-                entry.size_bytes
-            );
-            damage.packs.insert(id, found);
-        }
-    }
-    for (id, _) in wanted {
-        damage.packs.insert(id, "it is missing".to_owned());
-    }
-    Ok(())
-}
-
 async fn check_data(
     repository: &Arc<Repository>,
     list: &Arc<Worklist>,
@@ -271,6 +236,7 @@ async fn check_data(
     report: &mut VerifyReport,
 ) -> Result<()> {
     let chosen = Sample::new(settings);
+    let gone: HashSet<PackId> = damage.packs.keys().copied().collect();
     let listed = Arc::clone(list);
     progress.add_total(blocking(move || listed.bytes()).await?);
     let checked = Arc::new((AtomicU64::new(0), AtomicU64::new(0)));
@@ -309,7 +275,7 @@ async fn check_data(
         let wants: Vec<Want> = batch
             .into_iter()
             .map(|(_, want)| want)
-            .filter(|want| !damage.packs.contains_key(&want.location.pack) && chosen.takes(want))
+            .filter(|want| !gone.contains(&want.location.pack) && chosen.takes(want))
             .collect();
         match repository.fetch(wants.clone(), fetch, &sink, stop).await {
             Ok(fetched) => {
@@ -354,165 +320,25 @@ async fn narrow_down(
         match repository.fetch(frame.to_vec(), fetch, sink, stop).await {
             Ok(fetched) => report.fetched_bytes += fetched,
             Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Missing) => {
+                // Of one frame some chunks may have been stored anew, and others not.
                 for want in frame {
-                    damage.chunks.insert(want.chunk, want.location.pack);
-                    damage
-                        .packs
-                        .entry(want.location.pack)
-                        .or_insert_with(|| error.chain());
+                    match repository.fetch(vec![*want], fetch, sink, stop).await {
+                        Ok(fetched) => report.fetched_bytes += fetched,
+                        Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Missing) => {
+                            damage.chunks.insert(want.chunk, want.location.pack);
+                            damage
+                                .packs
+                                .entry(want.location.pack)
+                                .or_insert_with(|| error.chain());
+                        }
+                        Err(error) => return Err(error),
+                    }
                 }
             }
             Err(error) => return Err(error),
         }
     }
     Ok(())
-}
-
-impl Found {
-    /// The points as `elsewhere` knows them. Notes those that only this machine still knows.
-    async fn points_of(
-        &mut self,
-        here: &Repository,
-        elsewhere: &Repository,
-        wanted: &[Point],
-    ) -> Result<Vec<Point>> {
-        let mut there: HashMap<PointId, Point> = elsewhere
-            .points(None)?
-            .into_iter()
-            .map(|point| (point.id, point))
-            .collect();
-        // A point may have been expired meanwhile.
-        here.refresh().await?;
-        let here: HashSet<PointId> = here.points(None)?.iter().map(|point| point.id).collect();
-        let mut found = Vec::with_capacity(wanted.len());
-        for point in wanted.iter().filter(|point| here.contains(&point.id)) {
-            match there.remove(&point.id) {
-                Some(point) => found.push(point),
-                None => self.points.push(lost_point(point)),
-            }
-        }
-        Ok(found)
-    }
-
-    fn page(&mut self, error: Error, pack: Option<PackId>, touched: Touched) -> Result<()> {
-        if !matches!(error.kind(), Kind::Corrupt | Kind::Missing) {
-            return Err(error);
-        }
-        let object = pack.map_or_else(|| error.to_string(), |pack| pack.object_key());
-        match self.pages.iter_mut().find(|damage| damage.object == object) {
-            Some(damage) => add_range(&mut damage.touches, touched),
-            None => self.pages.push(Damage {
-                object,
-                found: error.chain(),
-                touches: vec![touched],
-            }),
-        }
-        Ok(())
-    }
-
-    /// Walks the trees again to see what the damaged packs and chunks touch.
-    async fn into_damages(
-        self,
-        repository: &Arc<Repository>,
-        points: &[Point],
-        stop: &CancellationToken,
-    ) -> Result<Vec<Damage>> {
-        let mut touches: BTreeMap<PackId, Vec<Touched>> =
-            self.packs.keys().map(|pack| (*pack, Vec::new())).collect();
-        if !touches.is_empty() {
-            let partly: HashSet<PackId> = self.chunks.values().copied().collect();
-            for point in points {
-                for disk in &point.disks {
-                    let tree = TreeReader::new(repository, disk);
-                    let touched = |start: u64, length: u32| Touched {
-                        machine: point.machine.clone(),
-                        point: point.id.to_string(),
-                        disk: disk.name.clone(),
-                        start,
-                        length: length.into(),
-                    };
-                    for group in 0..tree.groups() {
-                        stop_here(stop)?;
-                        // Damaged pages were reported before; what they hide cannot be walked.
-                        for (index, page) in readable(tree.group(group).await)?.unwrap_or_default()
-                        {
-                            let Some(leaf) = readable(tree.read_leaf(index, &page).await)? else {
-                                continue;
-                            };
-                            let mut stretch = Stretch::at(index * LEAF_BYTES);
-                            stretch.leaf(index * LEAF_BYTES, &leaf);
-                            for want in stretch.wants {
-                                let pack = want.location.pack;
-                                let spared = partly.contains(&pack)
-                                    && !self.chunks.contains_key(&want.chunk);
-                                if let Some(list) = touches.get_mut(&pack)
-                                    && !spared
-                                {
-                                    add_range(list, touched(want.disk_offset, want.length));
-                                }
-                            }
-                        }
-                    }
-                }
-            }
-        }
-        let mut damages = self.points;
-        damages.extend(self.pages);
-        for (pack, found) in self.packs {
-            damages.push(Damage {
-                object: pack.object_key(),
-                found,
-                touches: touches.remove(&pack).unwrap_or_default(),
-            });
-        }
-        Ok(damages)
-    }
-}
-
-/// Nothing where what was to be read is damaged.
-fn readable<T>(read: Result<T>) -> Result<Option<T>> {
-    match read {
-        Ok(read) => Ok(Some(read)),
-        Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Missing) => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-fn lost_point(point: &Point) -> Damage {
-    Damage {
-        object: record::object_key(point.number),
-        found: "it does not commit the point that this machine knows by it: no other machine does"
-            .to_owned(),
-        touches: point
-            .disks
-            .iter()
-            .map(|disk| Touched {
-                machine: point.machine.clone(),
-                point: point.id.to_string(),
-                disk: disk.name.clone(),
-                start: 0,
-                length: disk.size_bytes,
-            })
-            .collect(),
-    }
-}
-
-/// Joins adjacent ranges; beyond [`RANGES_MAX`] for a disk the last range grows over the rest.
-fn add_range(list: &mut Vec<Touched>, next: Touched) {
-    let same_disk = |a: &Touched| a.point == next.point && a.disk == next.disk;
-    let count = list
-        .iter()
-        .rev()
-        .take_while(|touched| same_disk(touched))
-        .count();
-    if let Some(last) = list.last_mut()
-        && same_disk(last)
-        && (last.start + last.length == next.start || count >= RANGES_MAX)
-    {
-        last.length = (next.start + next.length).saturating_sub(last.start);
-        return;
-    }
-    list.push(next);
 }
 
 /// Which frames a sample takes: by a hash of pack and place, so that a seed always takes the same.

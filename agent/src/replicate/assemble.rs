@@ -310,7 +310,8 @@ fn new_data_pack(keys: &Keys, pack_bytes: usize) -> Result<PackWriter> {
         .map_err(|error| Error::new(Kind::Bug, "a pack cannot be begun").caused_by(error))
 }
 
-fn pack_random() -> Result<PackRandom> {
+/// Fresh randomness for a pack.
+pub(super) fn pack_random() -> Result<PackRandom> {
     Ok(PackRandom {
         salt: clock::random()?,
         key: Secret(clock::random()?),

@@ -1,9 +1,11 @@
 //! Puts packs and index segments into the store, several at a time.
 //!
 //! A pack that the store has acknowledged enters the local index at once; a segment for the packs of
-//! the last while follows every minute, announced by a record, and at the end of the run.
+//! the last while follows every minute, announced by a record, and at the end of the run. While tree
+//! packs are known to be lost, segments name pages too; see [`mend`](super::mend).
 
 use super::assemble::Landed;
+use super::mend;
 use crate::clock;
 use crate::error::{Error, Kind, Result};
 use crate::progress::Progress;
@@ -16,7 +18,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use tidegate_protocol::ids::{ChunkId, PackId, RunId, SegmentId};
 use tidegate_protocol::pack::{
-    Footer, HEADER_BYTES_MAX, Location, PackHeader, SealedPack, footer_range,
+    Footer, HEADER_BYTES_MAX, Location, PackHeader, PackKind, SealedPack, footer_range,
 };
 use tidegate_protocol::record::{Body, PackSize, RunAnnounced};
 use tidegate_protocol::segment::Segment;
@@ -45,8 +47,10 @@ const FOOTER_GUESS_BYTES: u64 = 256 << 10;
 pub(super) struct ToPublish {
     id: PackId,
     bytes: Vec<u8>,
-    /// Data packs: what is in it. Tree packs: nothing, they are found from the point.
-    chunks: Option<Vec<(ChunkId, Location)>>,
+    kind: PackKind,
+    /// What the index is to know of it. Of tree packs that is nothing, unless pages are being mended:
+    /// they are found from the point.
+    items: Vec<(ChunkId, Location)>,
 }
 
 impl ToPublish {
@@ -54,7 +58,8 @@ impl ToPublish {
         Self {
             id: pack.id,
             bytes: pack.bytes,
-            chunks: Some(chunks),
+            kind: PackKind::Data,
+            items: chunks,
         }
     }
 
@@ -62,7 +67,8 @@ impl ToPublish {
         Self {
             id: pack.id,
             bytes: pack.bytes,
-            chunks: None,
+            kind: PackKind::Tree,
+            items: Vec::new(),
         }
     }
 }
@@ -151,12 +157,16 @@ pub(super) struct Publisher {
     /// What the next segment will hold.
     pub(super) segment: Segment,
     pub(super) published: Published,
+    /// Set where tree packs were known to be lost when the run began: then the index takes in the pages
+    /// of new ones, so that older points find what they have in common with this one.
+    pub(super) mends: bool,
 }
 
 struct Arrived {
     id: PackId,
     bytes: u64,
-    chunks: Option<Vec<(ChunkId, Location)>>,
+    kind: PackKind,
+    items: Vec<(ChunkId, Location)>,
 }
 
 impl Publisher {
@@ -188,7 +198,7 @@ impl Publisher {
         while open || !uploads.is_empty() {
             tokio::select! {
                 pack = packs.recv(), if open && uploads.len() < self.uploads_in_flight => match pack {
-                    Some(pack) => drop(uploads.spawn(upload(Arc::clone(&self.repository), pack))),
+                    Some(pack) => drop(uploads.spawn(upload(Arc::clone(&self.repository), pack, self.mends))),
                     None => open = false,
                 },
                 Some(arrived) = uploads.join_next() => {
@@ -219,27 +229,31 @@ impl Publisher {
         self.published.packs += 1;
         self.published.stored_bytes += arrived.bytes;
         self.progress.add_stored(arrived.bytes);
-        let Some(chunks) = arrived.chunks else {
+        if arrived.kind == PackKind::Tree {
             self.published.tree_packs.push(PackSize {
                 pack: arrived.id.0.to_vec(),
                 bytes: arrived.bytes,
             });
-            return Ok(());
-        };
+            if arrived.items.is_empty() {
+                return Ok(());
+            }
+        }
         let index = Arc::clone(&self.index);
-        let (id, bytes) = (arrived.id, arrived.bytes);
-        let chunks = blocking(move || {
-            index.add_landed(id, bytes, &chunks)?;
-            Ok(chunks)
+        let (id, bytes, items) = (arrived.id, arrived.bytes, arrived.items);
+        let items = blocking(move || {
+            index.add_landed(id, bytes, &items)?;
+            Ok(items)
         })
         .await?;
-        let ids = chunks.iter().map(|(chunk, _)| *chunk).collect();
-        // Only now: whoever misses the chunk among the claims finds it in the index.
-        self.landed
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(ids);
-        self.add_to_segment(id, bytes, chunks);
+        if arrived.kind == PackKind::Data {
+            let ids = items.iter().map(|(chunk, _)| *chunk).collect();
+            // Only now: whoever misses the chunk among the claims finds it in the index.
+            self.landed
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(ids);
+        }
+        self.add_to_segment(id, bytes, items);
         Ok(())
     }
 
@@ -311,6 +325,30 @@ impl Publisher {
     }
 }
 
+impl Publisher {
+    /// Stores anew the pages of lost tree packs that this machine has kept.
+    pub(super) async fn mend_tree_packs(&mut self) -> Result<()> {
+        let repository = Arc::clone(&self.repository);
+        let lost = blocking(move || repository.catalogue().bad_tree_packs()).await?;
+        self.mends = !lost.is_empty();
+        for pack in lost {
+            let (repository, index) = (Arc::clone(&self.repository), Arc::clone(&self.index));
+            let resealed = blocking(move || mend::mend(&repository, &index, pack)).await?;
+            if let Some(sealed) = resealed {
+                tracing::info!(lost = %pack, anew = %sealed.id, "the pages of a lost tree pack are stored anew");
+                let arrived = upload(
+                    Arc::clone(&self.repository),
+                    ToPublish::tree(sealed),
+                    self.mends,
+                );
+                let arrived = arrived.await?;
+                self.arrived(arrived).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// A pack's table of contents, without the pack.
 async fn footer(repository: &Arc<Repository>, pack: LandedPack) -> Result<Footer> {
     let key = pack.id.object_key();
@@ -363,25 +401,37 @@ async fn announce(
         .map(drop)
 }
 
-async fn upload(repository: Arc<Repository>, pack: ToPublish) -> Result<Arrived> {
+/// Stores a pack. A tree pack is kept in the local cache too; with `index_pages` the index learns where
+/// its pages lie.
+async fn upload(
+    repository: Arc<Repository>,
+    pack: ToPublish,
+    index_pages: bool,
+) -> Result<Arrived> {
     let bytes = Bytes::from(pack.bytes);
     let length = bytes.len() as u64;
     let store = repository.store();
     store
         .create_named_by_content(&pack.id.object_key(), bytes.clone())
         .await?;
-    if pack.chunks.is_none() {
+    let mut items = pack.items;
+    if pack.kind == PackKind::Tree {
         let id = pack.id;
         let keep = Arc::clone(&repository);
-        blocking(move || {
+        items = blocking(move || {
             keep.keep_tree_pack(id, &bytes);
-            Ok(())
+            // Or the parent's tree has turned out to be damaged just now.
+            match index_pages || keep.has_suspects() {
+                true => mend::pages_of(id, &bytes, keep.keys()),
+                false => Ok(Vec::new()),
+            }
         })
         .await?;
     }
     Ok(Arrived {
         id: pack.id,
         bytes: length,
-        chunks: pack.chunks,
+        kind: pack.kind,
+        items,
     })
 }

@@ -5,7 +5,10 @@
 //! packs are never used twice, also when the cache is emptied under running processes. What it is
 //! not: a place for anything that exists nowhere else.
 
+mod packs;
 mod state;
+
+pub use packs::ExpectedPack;
 
 use crate::error::{Error, Kind, Result};
 use rusqlite::{Connection, Transaction, TransactionBehavior};
@@ -16,7 +19,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tidegate_protocol::ids::{KeyId, PackId, RecordHash, SegmentId, SlotId};
+use tidegate_protocol::ids::{KeyId, RecordHash, SegmentId, SlotId};
 use tidegate_protocol::keys::Level;
 use tidegate_protocol::limits::CHECKPOINT_BLOCK_BYTES_MAX;
 use tidegate_protocol::record::{Body, Head, Header, KeyChanged, PackSize, PointCommitted};
@@ -53,6 +56,12 @@ CREATE TABLE chunk (
     frame_offset INTEGER NOT NULL, frame_bytes INTEGER NOT NULL,
     offset_in_frame INTEGER NOT NULL, length INTEGER NOT NULL
 );
+";
+
+/// When this machine last compared the store's packs with what it knows; see [`packs`].
+const MIGRATION_LISTING: &str = "
+CREATE TABLE listing (one INTEGER PRIMARY KEY CHECK (one = 1), time_unix_ns INTEGER NOT NULL);
+INSERT INTO listing VALUES (1, 0);
 ";
 
 /// All that a checkpoint says anew.
@@ -121,7 +130,7 @@ impl Catalogue {
 
     fn try_open(path: &Path) -> Result<Self> {
         let mut connection = connect(path)?;
-        Migrations::new(vec![M::up(MIGRATION)])
+        Migrations::new(vec![M::up(MIGRATION), M::up(MIGRATION_LISTING)])
             .to_latest(&mut connection)
             .map_err(|error| match error {
                 rusqlite_migration::Error::RusqliteError { err, .. } => sqlite(path, err),
@@ -149,7 +158,7 @@ impl Catalogue {
                 .execute_batch(EMPTY_STATE)
                 .and_then(|()| {
                     transaction
-                        .execute_batch("DELETE FROM segment; DELETE FROM chunk; DELETE FROM pack;")
+                        .execute_batch("DELETE FROM segment; DELETE FROM chunk; DELETE FROM pack; UPDATE listing SET time_unix_ns = 0;")
                 })
                 .and_then(|()| set_head(transaction, number, hash))
                 .map_err(|error| self.error(error))
@@ -281,24 +290,6 @@ impl Catalogue {
                 |row| Ok((unsigned(row.get(0)?), unsigned(row.get(1)?))),
             )
         })
-    }
-
-    /// Packs whose chunks must not be referred to any more: condemned, swept or found bad.
-    pub fn unusable_packs(&self) -> Result<HashSet<PackId>> {
-        let ids = self.ids(
-            "SELECT pack FROM condemned UNION SELECT pack FROM swept UNION SELECT pack FROM bad",
-            PackId::from_slice,
-        )?;
-        Ok(ids.into_iter().collect())
-    }
-
-    /// Packs that are gone or damaged: no new point may be committed that needs one.
-    pub fn lost_packs(&self) -> Result<HashSet<PackId>> {
-        let ids = self.ids(
-            "SELECT pack FROM swept UNION SELECT pack FROM bad",
-            PackId::from_slice,
-        )?;
-        Ok(ids.into_iter().collect())
     }
 
     /// Keys that the log knows, oldest first.
@@ -462,7 +453,7 @@ impl Catalogue {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn ids<T>(&self, sql: &str, take: impl Fn(&[u8]) -> Option<T>) -> Result<Vec<T>> {
+    pub(super) fn ids<T>(&self, sql: &str, take: impl Fn(&[u8]) -> Option<T>) -> Result<Vec<T>> {
         self.read(|connection| {
             let mut statement = connection.prepare_cached(sql)?;
             let rows = statement.query_map([], |row| row.get::<_, Vec<u8>>(0))?;

@@ -276,6 +276,7 @@ impl Serving {
             Err(error) if matches!(error.kind(), Kind::Missing | Kind::Corrupt) => (own, error),
             Err(error) => return Err(error),
         };
+        self.repository.suspect(read.pack);
         // The hints may be stale: a chunk can have another place by now.
         let index = self.repository.index().await?;
         let moved = blocking(move || {

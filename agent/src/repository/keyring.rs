@@ -46,7 +46,7 @@ pub struct KeyInfo {
 impl Repository {
     /// The keys that the log knows, oldest first.
     pub async fn key_list(&self) -> Result<Vec<KeyInfo>> {
-        let slots = read_slots(&self.store).await?;
+        let (slots, _) = read_slots(&self.store).await?;
         let wrapping_of = |id: &Option<SlotId>| match id {
             None => "file",
             Some(id) => slots
@@ -216,7 +216,7 @@ pub async fn open_slot(
     credential: &Credential<'_>,
     slot: Option<&str>,
 ) -> Result<Keys> {
-    let mut slots = read_slots(store).await?;
+    let (mut slots, mut damaged) = read_slots(store).await?;
     if let Some(digits) = slot {
         slots.retain(|slot| {
             slot.id
@@ -234,18 +234,39 @@ pub async fn open_slot(
                 | (Credential::Recipient(_), Wrapping::Recipient(_))
         )
     };
-    let mut tried = 0;
+    let mut tried = Vec::new();
     for slot in slots.iter().filter(fits) {
-        tried += 1;
+        let object = slot.id.object_key();
         match slot.open(credential) {
             Ok(keys) => return Ok(keys),
             Err(FormatError::Unauthentic { .. }) => {}
             Err(error) => {
-                tracing::warn!(object = slot.id.object_key(), %error, "a key slot cannot be opened");
+                tracing::warn!(object, %error, "a key slot cannot be opened");
+                damaged.push(object.clone());
             }
         }
+        tried.push(object);
     }
-    Err(match tried {
+    if !damaged.is_empty() {
+        return Err(Error::new(
+            Kind::Corrupt,
+            format!(
+                "{}: the credential opens no key slot, and {} damaged: {}",
+                store.label(),
+                if damaged.len() == 1 {
+                    "one is"
+                } else {
+                    "some are"
+                },
+                listed(&damaged)
+            ),
+        )
+        .advise(
+            "bring the slot back from a copy or the bucket's versions; a key file given with --key \
+             needs no slot",
+        ));
+    }
+    Err(match tried.len() {
         0 => Error::new(
             Kind::Missing,
             format!(
@@ -259,12 +280,26 @@ pub async fn open_slot(
         _ => Error::new(
             Kind::Denied,
             format!(
-                "{}: the credential opens none of {tried} key slots",
-                store.label()
+                "{}: the credential opens none of the key slots that it could: {}",
+                store.label(),
+                listed(&tried)
             ),
         )
-        .advise("check the passphrase or file; a key file given with --key needs no slot"),
+        .advise(
+            "check the passphrase or file; if it is the right one, the slot was changed: bring it back \
+             from a copy or the bucket's versions; a key file given with --key needs no slot",
+        ),
     })
+}
+
+/// Names of objects for a message; of many the first ones.
+fn listed(objects: &[String]) -> String {
+    const SHOWN: usize = 8;
+    let shown = objects.get(..SHOWN).unwrap_or(objects).join(", ");
+    match objects.len().saturating_sub(SHOWN) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
 }
 
 /// Reads a key file.
@@ -320,18 +355,32 @@ pub fn write_key_file(path: &Path, keys: &Keys) -> Result<()> {
         .map_err(context)
 }
 
-async fn read_slots(store: &Store) -> Result<Vec<Slot>> {
-    let mut slots = Vec::new();
+/// The slots in the store, and the keys of objects that stand in the place of one and are none.
+async fn read_slots(store: &Store) -> Result<(Vec<Slot>, Vec<String>)> {
+    let (mut slots, mut damaged) = (Vec::new(), Vec::new());
     let mut entries = store.list(SLOT_PREFIX, None);
     while let Some(entry) = entries.try_next().await? {
-        let bytes = store.get(&entry.key, SMALL_OBJECT_BYTES_MAX.into()).await?;
-        match Slot::decode(&bytes) {
-            Ok(slot) if slot.id.object_key() == entry.key => slots.push(slot),
-            Ok(_) => tracing::warn!(object = entry.key, "a key slot bears another slot's name"),
-            Err(error) => tracing::warn!(object = entry.key, %error, "a key slot is damaged"),
+        let read = match store.get(&entry.key, SMALL_OBJECT_BYTES_MAX.into()).await {
+            Ok(bytes) => Slot::decode(&bytes).map_err(|error| error.to_string()),
+            Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Missing) => {
+                Err(error.chain())
+            }
+            Err(error) => return Err(error),
+        };
+        match read {
+            Ok(slot) if slot.id.object_key() == entry.key => {
+                slots.push(slot);
+                continue;
+            }
+            Ok(slot) => {
+                let own = slot.id.object_key();
+                tracing::warn!(object = entry.key, "it holds the key slot {own}");
+            }
+            Err(error) => tracing::warn!(object = entry.key, error, "a key slot is damaged"),
         }
+        damaged.push(entry.key);
     }
-    Ok(slots)
+    Ok((slots, damaged))
 }
 
 fn wrapping_name(wrapping: &Wrapping) -> &'static str {

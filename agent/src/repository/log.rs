@@ -47,6 +47,12 @@ const CHECKPOINT_BYTES_MAX: u64 = 1 << 30;
 impl Repository {
     /// Replays what the log has got since the last time.
     pub async fn refresh(&self) -> Result<()> {
+        self.refresh_to(0).await
+    }
+
+    /// Replays what the log has got since the last time: at least up to record `least`, which is known
+    /// to be there, whatever a listing shows.
+    pub(super) async fn refresh_to(&self, least: u64) -> Result<()> {
         let mut head = self.catalogue.head()?;
         if head.number == 0 {
             self.start_from_checkpoint().await?;
@@ -74,7 +80,7 @@ impl Repository {
                 .advise("find out who deleted it; restore the bucket's log from its versions, or run `tidegate repo rebuild-cache` to accept the log as it is"));
             }
         }
-        let newest = listed.keys().next_back().copied().unwrap_or(0);
+        let newest = listed.keys().next_back().copied().unwrap_or(0).max(least);
         // In batches from the head on: whoever writes to the bucket can make up any number.
         while head.number < newest {
             let first = head.number + 1;
@@ -136,7 +142,8 @@ impl Repository {
                 self.checkpoint_if_due(number).await;
                 return Ok(number);
             }
-            self.refresh().await?;
+            // A listing may still lag behind what has just been met.
+            self.refresh_to(number).await?;
         }
         Err(Error::new(
             Kind::Conflict,

@@ -4,6 +4,9 @@
 //! their name, and kept in a bounded local folder: an incremental on the same host reads its parent's
 //! tree without a request. Opened frames are kept in a bounded cache in memory. A cached file that
 //! does not open is thrown away and fetched again.
+//!
+//! Where a page lies is a hint, as with chunks: pages of a tree pack that was lost may have been stored
+//! anew, and are then found by their name in the index. Their name also says that they are the ones.
 
 use super::fetch::with_opener;
 use super::{Repository, blocking};
@@ -15,7 +18,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
-use tidegate_protocol::ids::PackId;
+use tidegate_protocol::FormatError;
+use tidegate_protocol::ids::{ChunkId, PackId, PageId};
 use tidegate_protocol::limits::PACK_BYTES_MAX;
 use tidegate_protocol::pack::{FramesKey, HEADER_BYTES_MAX, Location, PackHeader};
 use tidegate_protocol::page::{Inner, Leaf, PageRef};
@@ -31,6 +35,10 @@ const FOLDER_FILES_MAX: usize = 4096;
 
 /// Keys of tree packs kept in memory.
 const KEYS_MAX: usize = 1024;
+
+/// How often a tree pack that does not hash to its name is fetched: once more, for what may have
+/// happened on the way. Thousands of pages can lie in it, and each would fetch all of it.
+const BROKEN_FETCHES_MAX: u32 = 2;
 
 /// Tree packs kept on the local disk: the trees of some 2 TiB of disk.
 const FOLDER_BYTES_MAX: u64 = 4 << 30;
@@ -51,6 +59,8 @@ pub struct PageCache {
     folder: PathBuf,
     frames: Cache<(PackId, u32), Frame, ByLength>,
     keys: Cache<PackId, Arc<FramesKey>>,
+    /// Tree packs that came with other bytes than their name promises, and how often.
+    broken: Cache<PackId, u32>,
     /// Whoever fetches a pack holds the lock of its first byte.
     fetching: [tokio::sync::Mutex<()>; FETCHES_IN_FLIGHT],
 }
@@ -62,6 +72,7 @@ impl PageCache {
             folder: folder.to_owned(),
             frames: Cache::with_weighter(512, FRAMES_BYTES_MAX, ByLength),
             keys: Cache::new(KEYS_MAX),
+            broken: Cache::new(KEYS_MAX),
             fetching: Default::default(),
         }
     }
@@ -71,20 +82,76 @@ impl PageCache {
     }
 }
 
+/// The name under which the index knows a page: names of chunks and of pages are made with different
+/// keys, so neither is ever taken for the other.
+pub(crate) fn page_in_index(page: &PageId) -> ChunkId {
+    ChunkId(page.0)
+}
+
 impl Repository {
     /// Reads a leaf.
     pub async fn leaf(&self, page: &PageRef) -> Result<Leaf> {
-        let frame = self.page_frame(&page.location).await?;
-        let bytes = self.page_bytes(&frame, page)?;
-        Leaf::decode(bytes, page, &self.keys).map_err(|error| self.damaged_page(page, error))
+        self.page(page, |bytes, page| Leaf::decode(bytes, page, &self.keys))
+            .await
     }
 
     /// Reads an inner page of `level`.
     pub async fn inner(&self, page: &PageRef, level: u8) -> Result<Inner> {
+        self.page(page, |bytes, page| {
+            Inner::decode(bytes, page, level, &self.keys)
+        })
+        .await
+    }
+
+    /// Reads a page where its reference says, or where the index knows another copy of it.
+    async fn page<T>(
+        &self,
+        page: &PageRef,
+        decode: impl Fn(&[u8], &PageRef) -> Result<T, FormatError>,
+    ) -> Result<T> {
+        let damage = match self.page_at(page, &decode).await {
+            Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Missing) => error,
+            read => return read,
+        };
+        self.suspect(page.location.pack);
+        match self.other_place_of(page).await? {
+            Some(other) => self.page_at(&other, &decode).await,
+            None => Err(damage),
+        }
+    }
+
+    async fn page_at<T>(
+        &self,
+        page: &PageRef,
+        decode: &impl Fn(&[u8], &PageRef) -> Result<T, FormatError>,
+    ) -> Result<T> {
         let frame = self.page_frame(&page.location).await?;
         let bytes = self.page_bytes(&frame, page)?;
-        Inner::decode(bytes, page, level, &self.keys)
-            .map_err(|error| self.damaged_page(page, error))
+        decode(bytes, page).map_err(|error| self.damaged_page(page, error))
+    }
+
+    async fn other_place_of(&self, page: &PageRef) -> Result<Option<PageRef>> {
+        let index = self.index().await?;
+        let page = *page;
+        blocking(move || {
+            let found = index.reader()?.known(&page_in_index(&page.id))?;
+            Ok(found
+                .filter(|location| *location != page.location)
+                .map(|location| PageRef { location, ..page }))
+        })
+        .await
+    }
+
+    /// The whole tree pack out of the local cache, if it is there and sound. Blocking.
+    pub(crate) fn kept_tree_pack(&self, pack: PackId) -> Option<Vec<u8>> {
+        let bytes = std::fs::read(self.pages.path(pack)).ok()?;
+        (PackId::of(&bytes) == pack).then_some(bytes)
+    }
+
+    /// Lets go of a kept tree pack. Blocking.
+    pub(crate) fn drop_tree_pack(&self, pack: PackId) {
+        // It is a cache: what stays is removed when room is needed.
+        let _ = std::fs::remove_file(self.pages.path(pack));
     }
 
     /// Keeps a tree pack that this process has just written, so that its next run need not fetch it.
@@ -173,6 +240,11 @@ impl Repository {
         }
         let pack = location.pack;
         let object_key = pack.object_key();
+        let broken_fetches = self.pages.broken.get(&pack).unwrap_or(0);
+        if broken_fetches >= BROKEN_FETCHES_MAX {
+            let what = format!("{broken_fetches} times its bytes did not hash to its name");
+            return Err(self.damaged(&object_key, Error::new(Kind::Corrupt, what)));
+        }
         let bytes = self.store.get(&object_key, PACK_BYTES_MAX.into()).await?;
         self.pages.keys.remove(&pack);
         let (folder, path) = (self.pages.folder.clone(), self.pages.path(pack));
@@ -191,6 +263,7 @@ impl Repository {
         .await?;
         let damaged = |error: Error| self.damaged(&object_key, error);
         if found != pack {
+            self.pages.broken.insert(pack, broken_fetches + 1);
             let error = Error::new(Kind::Corrupt, format!("its bytes hash to {found}"));
             return Err(damaged(error));
         }

@@ -28,6 +28,8 @@ pub(super) struct Answer {
     /// The store's own word for it: `NoSuchBucket`, `BlobAlreadyExists`, …
     pub(super) code: Option<String>,
     message: Option<String>,
+    /// The pause that the store asks for before the next request.
+    pub(super) retry_after: Option<Duration>,
 }
 
 impl Answer {
@@ -36,6 +38,17 @@ impl Answer {
             status,
             code: code_header.or_else(|| element(body, "Code")).map(one_line),
             message: element(body, "Message").map(one_line),
+            retry_after: None,
+        }
+    }
+
+    /// With the header `Retry-After` in seconds. In its other form, a date, it is worth no more than
+    /// our own pauses, which are shorter: it is passed over.
+    fn asking_for(self, retry_after: Option<&str>) -> Self {
+        let seconds = retry_after.and_then(|seconds| seconds.trim().parse().ok());
+        Self {
+            retry_after: seconds.map(Duration::from_secs),
+            ..self
         }
     }
 
@@ -70,8 +83,11 @@ impl fmt::Display for Answer {
         if let Some(code) = &self.code {
             write!(f, " {code}")?;
         }
-        match &self.message {
-            Some(message) => write!(f, " ({message})"),
+        if let Some(message) = &self.message {
+            write!(f, " ({message})")?;
+        }
+        match self.retry_after {
+            Some(pause) => write!(f, ", to be asked again after {} s", pause.as_secs()),
             None => Ok(()),
         }
     }
@@ -135,14 +151,18 @@ impl HttpService for AnsweringService {
         }
         let (parts, body) = response.into_parts();
         let body = read_bounded(body).await;
-        let answer = Answer::read(
-            parts.status.as_u16(),
+        let header = |name| {
             parts
                 .headers
-                .get("x-ms-error-code")
-                .and_then(|value| value.to_str().ok()),
+                .get(name)
+                .and_then(|value| value.to_str().ok())
+        };
+        let answer = Answer::read(
+            parts.status.as_u16(),
+            header("x-ms-error-code"),
             &String::from_utf8_lossy(&body),
-        );
+        )
+        .asking_for(header("retry-after"));
         if answer.is_understood() {
             Ok(HttpResponse::from_parts(parts, body.into()))
         } else {

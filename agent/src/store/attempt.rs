@@ -23,7 +23,11 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 /// Bodies that end early are asked for again this many times; then the object, or something on
 /// the way to it, is broken.
-const CUT_OFF_ATTEMPTS_MAX: u32 = 3;
+pub(super) const CUT_OFF_ATTEMPTS_MAX: u32 = 3;
+
+/// The longest pause that is made because a store asks for it: whatever it says, it is asked again
+/// several times before the operation is given up.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
 
 /// The keys a page of a listing holds on the clouds; used for counting only.
 const LIST_PAGE_KEYS: u64 = 1000;
@@ -270,6 +274,8 @@ struct Patience {
     deadline: Instant,
     pauses: ExponentialBackoff,
     attempts: u32,
+    /// How many of them ended with a body that broke off.
+    cut_offs: u32,
     last: Option<Failure>,
 }
 
@@ -286,6 +292,7 @@ impl Patience {
                 .without_max_times()
                 .build(),
             attempts: 1,
+            cut_offs: 0,
             last: None,
         }
     }
@@ -299,13 +306,19 @@ impl Patience {
     ) -> Result<(), Failure> {
         let may_try_again = match failure.reason {
             Reason::Unavailable => true,
-            Reason::CutOff { .. } => self.attempts < CUT_OFF_ATTEMPTS_MAX,
+            Reason::CutOff { .. } => {
+                self.cut_offs += 1;
+                self.cut_offs < CUT_OFF_ATTEMPTS_MAX
+            }
             _ => false,
         };
         if !may_try_again {
             return Err(self.sum_up(failure));
         }
-        let pause = self.pauses.next().unwrap_or(Duration::from_secs(1));
+        let own = self.pauses.next().unwrap_or(Duration::from_secs(1));
+        // Later than asked for, and not all at the same moment.
+        let asked = failure.retry_after.unwrap_or_default();
+        let pause = own + asked.min(RETRY_AFTER_MAX);
         if Instant::now() + pause >= self.deadline {
             return Err(self.exhausted(failure));
         }

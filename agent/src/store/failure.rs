@@ -18,6 +18,8 @@ use std::time::Duration;
 pub(super) struct Failure {
     pub(super) reason: Reason,
     cause: Option<Box<dyn StdError + Send + Sync>>,
+    /// The pause that the store asks for before the next attempt.
+    pub(super) retry_after: Option<Duration>,
     /// How many attempts were made; set by the loop around them.
     pub(super) attempts: u32,
     /// How long they took together; set by the loop around them.
@@ -82,6 +84,7 @@ impl Failure {
         Self {
             reason,
             cause: None,
+            retry_after: None,
             attempts: 1,
             elapsed: Duration::ZERO,
         }
@@ -100,7 +103,8 @@ impl Failure {
         self.cause.is_some()
     }
 
-    /// The cause to show below the message, with the number of attempts where there were several.
+    /// The cause to show below the message, with the number of attempts where there were several, or could
+    /// have been.
     pub(super) fn into_cause(self) -> Option<Box<dyn StdError + Send + Sync>> {
         // A missing object and a wrong size are said completely by the message.
         let is_self_explaining = matches!(
@@ -111,7 +115,7 @@ impl Failure {
                 | Reason::CutOff { .. }
         );
         let cause = self.cause.filter(|_| !is_self_explaining)?;
-        if self.attempts <= 1 {
+        if self.attempts <= 1 && self.reason != Reason::Unavailable {
             return Some(cause);
         }
         Some(Box::new(GaveUp {
@@ -143,8 +147,13 @@ impl fmt::Display for GaveUp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "gave up after {} attempts in {:.1} s",
+            "gave up after {} {} in {:.1} s",
             self.attempts,
+            if self.attempts == 1 {
+                "attempt"
+            } else {
+                "attempts"
+            },
             self.elapsed.as_secs_f64()
         )
     }
@@ -158,6 +167,7 @@ impl StdError for GaveUp {
 
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
+        let retry_after = retry_after(&error);
         let reason = match &error {
             StoreError::NotFound { .. } => Reason::ObjectMissing,
             StoreError::AlreadyExists { .. } => Reason::Exists,
@@ -171,9 +181,26 @@ impl From<StoreError> for Failure {
         };
         Self {
             cause: Some(essence(error)),
+            retry_after,
             ..Self::new(reason)
         }
     }
+}
+
+fn retry_after(error: &StoreError) -> Option<Duration> {
+    let mut next: Option<&(dyn StdError + 'static)> = Some(error);
+    while let Some(cause) = next {
+        if let Some(answer) = cause.downcast_ref::<Answer>() {
+            return answer.retry_after;
+        }
+        if let Some(fault) = cause.downcast_ref::<InjectedFault>()
+            && let Fault::Throttle(pause) = fault.fault()
+        {
+            return Some(*pause);
+        }
+        next = cause.source();
+    }
+    None
 }
 
 /// The innermost cause we know how to read decides.

@@ -17,10 +17,11 @@
 //! faults.script(|call| (call.operation == Operation::Put && call.ordinal == 0).then_some(Fault::LoseAnswer));
 //! ```
 
+use crate::clock;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
-use futures::{StreamExt, TryFutureExt};
+use futures::{StreamExt, TryFutureExt, TryStreamExt};
 use object_store::path::Path;
 use object_store::{
     CopyOptions, Error as StoreError, GetOptions, GetRange, GetResult, GetResultPayload,
@@ -81,6 +82,16 @@ pub enum Fault {
     /// The body breaks off after that many bytes, though the whole length was announced. For a
     /// listing: after that many keys, with an error. No effect on calls without a body.
     CutOff(u64),
+    /// It is refused for now: come back after that pause.
+    Throttle(Duration),
+    /// For a PUT: it is delivered twice, and the answer is the second delivery's.
+    Repeat,
+    /// For a PUT: the answer is the first delivery's, and it is delivered again that much later.
+    RepeatLate(Duration),
+    /// The body comes at so many bytes a second.
+    Slow(u64),
+    /// For a listing: it does not show yet what was made within the last while.
+    Lag(Duration),
     /// The lowest bit of the body's byte at this position is flipped: on the way back for a GET,
     /// on the way in for a PUT.
     Flip(u64),
@@ -249,7 +260,9 @@ fn record(
 /// What happens before the call: nothing, a pause, a failure, or nothing ever again.
 async fn before(fault: Option<&Fault>) -> object_store::Result<()> {
     match fault {
-        Some(fault @ (Fault::Lose | Fault::Refuse | Fault::Crash)) => Err(injected(fault)),
+        Some(fault @ (Fault::Lose | Fault::Refuse | Fault::Throttle(_) | Fault::Crash)) => {
+            Err(injected(fault))
+        }
         Some(Fault::Stall) => std::future::pending().await,
         Some(Fault::Delay(pause)) => {
             tokio::time::sleep(*pause).await;
@@ -285,6 +298,25 @@ fn flipped(bytes: &[u8], at: u64) -> Bytes {
     bytes.into()
 }
 
+/// Twenty parts a second.
+fn trickle(
+    mut body: Bytes,
+    bytes_per_second: u64,
+) -> BoxStream<'static, object_store::Result<Bytes>> {
+    let part_bytes = usize::try_from(bytes_per_second / 20)
+        .unwrap_or(usize::MAX)
+        .max(1);
+    futures::stream::poll_fn(move |_| {
+        let part = body.split_to(part_bytes.min(body.len()));
+        std::task::Poll::Ready((!part.is_empty()).then_some(part))
+    })
+    .then(|part| async move {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        Ok(part)
+    })
+    .boxed()
+}
+
 /// Replaces the body of an answer, leaving what it announces.
 async fn damaged(answer: GetResult, fault: &Fault) -> object_store::Result<GetResult> {
     let (meta, range) = (answer.meta.clone(), answer.range.clone());
@@ -300,8 +332,12 @@ async fn damaged(answer: GetResult, fault: &Fault) -> object_store::Result<GetRe
         Fault::Flip(at) => flipped(&body, *at),
         _ => body,
     };
+    let parts = match fault {
+        Fault::Slow(bytes_per_second) => trickle(body, *bytes_per_second),
+        _ => futures::stream::iter([Ok(body)]).boxed(),
+    };
     Ok(GetResult {
-        payload: GetResultPayload::Stream(futures::stream::iter([Ok(body)]).boxed()),
+        payload: GetResultPayload::Stream(parts),
         meta,
         range,
         attributes,
@@ -325,6 +361,23 @@ impl ObjectStore for FaultStore {
             Some(Fault::Flip(at)) => PutPayload::from_bytes(flipped(&Bytes::from(payload), at)),
             _ => payload,
         };
+        match &fault {
+            // What the first delivery came to, nobody learns.
+            Some(Fault::Repeat) => drop(
+                self.inner
+                    .put_opts(location, payload.clone(), opts.clone())
+                    .await,
+            ),
+            Some(Fault::RepeatLate(pause)) => {
+                let (inner, location, pause) = (Arc::clone(&self.inner), location.clone(), *pause);
+                let (payload, opts) = (payload.clone(), opts.clone());
+                tokio::spawn(async move {
+                    tokio::time::sleep(pause).await;
+                    let _ = inner.put_opts(&location, payload, opts).await;
+                });
+            }
+            _ => {}
+        }
         let answer = self.inner.put_opts(location, payload, opts).await;
         after(fault.as_ref()).await?;
         answer
@@ -360,7 +413,9 @@ impl ObjectStore for FaultStore {
         let answer = self.inner.get_opts(location, options).await;
         after(fault.as_ref()).await?;
         match fault {
-            Some(fault @ (Fault::CutOff(_) | Fault::Flip(_))) if operation == Operation::Get => {
+            Some(fault @ (Fault::CutOff(_) | Fault::Flip(_) | Fault::Slow(_)))
+                if operation == Operation::Get =>
+            {
                 damaged(answer?, &fault).await
             }
             _ => answer,
@@ -457,6 +512,11 @@ fn faulty_listing(
     listing: BoxStream<'static, object_store::Result<ObjectMeta>>,
     fault: Option<Fault>,
 ) -> BoxStream<'static, object_store::Result<ObjectMeta>> {
+    if let Some(Fault::Lag(lag)) = fault {
+        return listing
+            .try_filter(move |meta| std::future::ready(is_older(meta, lag)))
+            .boxed();
+    }
     let keys_until_cut = match &fault {
         Some(Fault::CutOff(keys)) => usize::try_from(*keys).unwrap_or(usize::MAX),
         None => return listing,
@@ -475,6 +535,11 @@ fn faulty_listing(
     }
     .try_flatten_stream()
     .boxed()
+}
+
+fn is_older(meta: &ObjectMeta, lag: Duration) -> bool {
+    let made = meta.last_modified.timestamp_nanos_opt().unwrap_or(0);
+    u128::from(clock::now_unix_ns()) > u128::from(made.cast_unsigned()) + lag.as_nanos()
 }
 
 impl fmt::Display for FaultStore {

@@ -135,7 +135,7 @@ async fn bodies_that_end_early_are_read_again_and_then_called_truncated() {
     assert_eq!(error.kind(), Kind::Corrupt);
     assert_eq!(
         error.to_string(),
-        "object packs/a in faulty is truncated: each of 3 answers ended early, the last after 10 \
+        "object packs/a in faulty is truncated: 3 of 3 answers ended early, the last after 10 \
          of 100 bytes"
     );
 }

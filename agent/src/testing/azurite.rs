@@ -50,6 +50,17 @@ impl AzureServer {
             )
     }
 
+    /// The port it answers on.
+    pub fn port(&self) -> u16 {
+        self.server.port
+    }
+
+    /// The variables for a proxy in front of it.
+    pub fn environment_at(&self, proxy: &str) -> Environment {
+        self.environment()
+            .with("AZURE_STORAGE_ENDPOINT", format!("{proxy}/{ACCOUNT}"))
+    }
+
     /// The location of a prefix in the container.
     pub fn location(&self, prefix: &str) -> String {
         format!("az://{}/{prefix}", Self::CONTAINER)

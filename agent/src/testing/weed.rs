@@ -40,6 +40,11 @@ impl S3Server {
         environment(self.server.port)
     }
 
+    /// The port it answers on.
+    pub fn port(&self) -> u16 {
+        self.server.port
+    }
+
     /// The location of a prefix in the bucket.
     pub fn location(&self, prefix: &str) -> String {
         format!("s3://{}/{prefix}", Self::BUCKET)

@@ -9,6 +9,8 @@ use std::sync::{Mutex, PoisonError};
 use tidegate_protocol::ids::{ChunkId, PackId};
 use tidegate_protocol::pack::Location;
 
+const INSERT: &str = "INSERT OR IGNORE INTO wanted VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+
 /// What the points need, each chunk once, in pack order, in a temporary file.
 pub(super) struct Worklist {
     connection: Mutex<Connection>,
@@ -47,9 +49,7 @@ impl Worklist {
         self.with(|connection| {
             let transaction = connection.transaction()?;
             {
-                let mut insert = transaction.prepare_cached(
-                    "INSERT OR IGNORE INTO wanted VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-                )?;
+                let mut insert = transaction.prepare_cached(INSERT)?;
                 for (chunk, location) in chunks {
                     insert.execute(params![
                         location.pack.0,
@@ -60,6 +60,36 @@ impl Worklist {
                         chunk.0
                     ])?;
                 }
+            }
+            transaction.commit()
+        })
+    }
+
+    /// Has chunks looked at in other places than they were entered with.
+    pub(super) fn relocate(&self, moved: &[(Place, Want)]) -> Result<()> {
+        self.with(|connection| {
+            let transaction = connection.transaction()?;
+            for (place, want) in moved {
+                let location = &want.location;
+                transaction
+                    .prepare_cached(
+                        "DELETE FROM wanted WHERE pack = ?1 AND frame_offset = ?2
+                         AND offset_in_frame = ?3 AND chunk = ?4",
+                    )?
+                    .execute(params![
+                        place.pack,
+                        place.frame_offset,
+                        place.offset_in_frame,
+                        place.chunk
+                    ])?;
+                transaction.prepare_cached(INSERT)?.execute(params![
+                    location.pack.0,
+                    location.frame_offset,
+                    location.offset_in_frame,
+                    location.frame_bytes,
+                    location.length,
+                    want.chunk.0
+                ])?;
             }
             transaction.commit()
         })
@@ -143,10 +173,21 @@ fn worklist_error(error: rusqlite::Error) -> Error {
         .caused_by(error)
 }
 
+/// A chunk's place in the order of the list.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Place {
     pack: [u8; 32],
     frame_offset: u32,
     offset_in_frame: u32,
     chunk: [u8; 32],
+}
+
+impl Place {
+    /// Before all of a pack's chunks: no frame begins where the pack does.
+    pub(super) fn before(pack: PackId) -> Self {
+        Self {
+            pack: pack.0,
+            ..Self::default()
+        }
+    }
 }
