@@ -48,6 +48,14 @@ impl Site {
         site
     }
 
+    /// Another site that holds the same.
+    pub fn copy(&self) -> Self {
+        let copy = Self::new();
+        let all = format!("{}/.", self.folder.path().display());
+        program("cp", &["-a", &all, text(copy.folder.path())]);
+        copy
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
