@@ -20,9 +20,11 @@ mod site;
 mod trace;
 
 use engine::Engine;
-use site::{MIB, Run, Site};
+use site::{MIB, Run, Site, assert_same};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use tidegate_agent::repository::read_key_file;
+use tidegate_protocol::record::{Body, RunAnnounced};
 use trace::power::Disk;
 use trace::{End, Moment, Verdict, What};
 
@@ -39,7 +41,7 @@ enum Death {
 }
 
 /// What must not be lost by a power cut.
-const CUT: [&str; 2] = ["repo", "keys"];
+const CUT: [&str; 3] = ["repo", "keys", "back.raw"];
 
 /// SQLite's own tests show how it gets over a write that was cut short; it checks every frame.
 fn can_be_halved(what: &What) -> bool {
@@ -158,7 +160,7 @@ impl Job<'_> {
     }
 }
 
-/// A site with a repository in which packs are small and go out one at a time, so that what had
+/// A configuration in which packs are small and go out one at a time, so that what had
 /// landed is known.
 fn small_site() -> Site {
     let site = bare_site();
@@ -264,4 +266,137 @@ fn a_backup_that_is_killed_anywhere_costs_nothing_but_itself() {
         assert_eq!(other.new_bytes, 0, "others find all of it");
         assert_eq!(assert_points(site, COLD, &images), found + 2);
     });
+}
+
+/// The same, and the grown disk is backed up as well.
+fn site_with_two_points() -> Site {
+    let site = site_with_a_point();
+    run(&site, "warm", &["backup", "web.raw"]).succeeds();
+    std::fs::remove_dir_all(site.path("warm")).unwrap();
+    site
+}
+
+#[test]
+fn a_restore_that_is_killed_anywhere_goes_on() {
+    let before = site_with_two_points();
+    let args = ["restore", "web@latest", "--to", "back.raw"];
+    let job = Job {
+        name: "restore",
+        before: &before,
+        args: &args,
+        deaths: &[Death::Before, Death::Halfway, Death::PowerCut],
+    };
+    job.dies_at_every_step(|site| {
+        let back = site.path("back.raw");
+        if back.exists() {
+            // Its name says that it is complete.
+            assert_same(&site.path("web.raw"), &back);
+            run(site, DEAD, &args).ends_with(9).says(&["exists"]);
+            return;
+        }
+        run(site, DEAD, &args).succeeds();
+        assert_same(&site.path("web.raw"), &back);
+        assert!(!site.path("back.raw.tidegate-partial").exists());
+    });
+}
+
+#[test]
+fn a_restore_in_place_that_is_killed_anywhere_goes_on() {
+    let before = site_with_two_points();
+    let size_bytes = before.path("web.raw").metadata().unwrap().len();
+    before.image("live.raw", size_bytes, &[(0, FIRST_BYTES / 2)]);
+    // Other data, also where the point has a hole.
+    before.change("live.raw", FIRST_BYTES / 2, size_bytes - FIRST_BYTES, 7);
+    let args = ["restore", "web@latest", "--to", "live.raw", "--in-place"];
+    let job = Job {
+        name: "restore in place",
+        before: &before,
+        args: &args,
+        deaths: &[Death::Before, Death::Halfway],
+    };
+    let [old, new] = ["live.raw", "web.raw"].map(|name| std::fs::read(before.path(name)).unwrap());
+    job.dies_at_every_step(|site| {
+        let live = std::fs::read(site.path("live.raw")).unwrap();
+        assert_eq!(live.len(), new.len());
+        let wrong = live.iter().zip(old.iter().zip(&new));
+        let wrong = wrong
+            .enumerate()
+            .find(|(_, (live, (old, new)))| live != old && live != new);
+        assert_eq!(wrong, None, "a byte of neither disk");
+        run(site, DEAD, &args).succeeds();
+        assert_same(&site.path("web.raw"), &site.path("live.raw"));
+    });
+}
+
+#[test]
+fn an_init_that_is_killed_anywhere_is_finished_or_says_what_to_do() {
+    let before = bare_site();
+    before.image("web.raw", 64 << 10, &[(0, 64 << 10)]);
+    let names = ["host", "maintenance", "restore"].map(|level| format!("keys/{level}.key"));
+    let job = Job {
+        name: "init",
+        before: &before,
+        args: &["init", "--keys", "keys"],
+        deaths: &[Death::Before, Death::Halfway, Death::PowerCut],
+    };
+    job.dies_at_every_step(|site| {
+        for name in &names {
+            let path = site.path(name);
+            assert!(!path.exists() || read_key_file(&path).is_ok(), "half of {name}");
+        }
+        let again = run(site, DEAD, &["init", "--keys", "keys"]);
+        if again.code != 0 && !again.stderr.contains("nothing is left to be done") {
+            // It says what to do, and so it is done.
+            again.ends_with(9).says(&["delete host.key", "there is no repository"]);
+            for name in &names {
+                let _ = std::fs::remove_file(site.path(name));
+            }
+            run(site, DEAD, &["init", "--keys", "keys"]).succeeds();
+        }
+        let keys = run(site, DEAD, &["key", "list", "--json"]).succeeds().json();
+        assert_eq!(keys.as_array().map(Vec::len), Some(3), "keys in the log");
+        run(site, DEAD, &["backup", "web.raw"]).succeeds();
+        assert_eq!(assert_points(site, COLD, &["web.raw"]), 1);
+    });
+}
+
+/// Where the engine writes a checkpoint.
+const CHECKPOINT_AT: u64 = 512;
+
+#[test]
+fn a_checkpoint_that_is_killed_anywhere_stops_no_reader() {
+    let before = small_site();
+    before.image("web.raw", 64 << 10, &[(0, 64 << 10)]);
+    run(&before, DEAD, &["backup", "web.raw"]).succeeds();
+    let engine = Engine::open(&before, DEAD);
+    let record = Body::RunAnnounced(RunAnnounced {
+        run: vec![7; 16],
+        machine: "web".to_owned(),
+        segments: Vec::new(),
+        abandoned: true,
+    });
+    while engine.append(&record) < CHECKPOINT_AT - 1 {}
+    drop(engine);
+    let issue = |name| ["key", "export", "--level", "host", "--out", name];
+    let job = Job {
+        name: "checkpoint",
+        before: &before,
+        args: &issue("keys/first.key"),
+        deaths: &[Death::Before, Death::Halfway, Death::PowerCut],
+    };
+    let checkpoint = format!("repo/log/checkpoint-{CHECKPOINT_AT:020}");
+    let seen = [const { AtomicU64::new(0) }; 2];
+    job.dies_at_every_step(|site| {
+        let is_there = site.path(&checkpoint).exists();
+        seen[usize::from(is_there)].fetch_add(1, Ordering::Relaxed);
+        for cache in [COLD, DEAD] {
+            assert_eq!(assert_points(site, cache, &["web.raw"]), 1);
+        }
+        let first = site.path("keys/first.key");
+        assert!(!first.exists() || read_key_file(&first).is_ok(), "half a key");
+        run(site, DEAD, &issue("keys/second.key")).succeeds();
+        run(site, COLD, &["points", "--key", "keys/second.key"]).succeeds();
+    });
+    let [without, with] = seen.map(AtomicU64::into_inner);
+    assert!(without > 0 && with > 0, "{without} without it, {with} with it");
 }
