@@ -9,7 +9,7 @@
     reason = "shared by several test programs, each of which uses a part; a panic is how tests fail"
 )]
 
-use crate::site::{Site, assert_same, text};
+use crate::site::{Site, text};
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
 use tidegate_agent::recover::{RestoreMode, RestoreSettings, VerifySettings, restore_disk, verify};
@@ -18,7 +18,7 @@ use tidegate_agent::replicate::{
 };
 use tidegate_agent::repository::{Point, Repository, read_key_file};
 use tidegate_agent::source::{OpenSettings, open_source};
-use tidegate_agent::store::{Store, StoreSettings};
+use tidegate_agent::store::{Environment, Store, StoreSettings};
 use tidegate_agent::target::{Target, create_file, partial_path};
 use tidegate_protocol::record::Body;
 use tokio::runtime::Runtime;
@@ -40,8 +40,14 @@ impl Engine {
     /// Opens the site's repository `repo` with the restore key in `keys`.
     #[track_caller]
     pub fn open(site: &Site, cache: &str) -> Self {
+        Self::open_at(text(&site.path("repo")), &Environment::empty(), site, cache)
+    }
+
+    /// Opens a repository somewhere else with the site's restore key.
+    #[track_caller]
+    pub fn open_at(location: &str, environment: &Environment, site: &Site, cache: &str) -> Self {
         let keys = read_key_file(&site.path("keys/restore.key")).unwrap();
-        let store = Store::open(text(&site.path("repo")), &StoreSettings::default()).unwrap();
+        let store = Store::open_in(location, &StoreSettings::default(), environment).unwrap();
         let cache = site.path(cache);
         let opened = RUNTIME.block_on(Repository::open(store, keys, &cache));
         Self {
@@ -54,9 +60,9 @@ impl Engine {
         self.repository.points(None).unwrap()
     }
 
-    /// Restores a point's only disk to `scratch` and compares it with `image`.
+    /// Restores a point's only disk, and returns its bytes; `scratch` is not there before and after.
     #[track_caller]
-    pub fn assert_restores(&self, point: &Point, image: &Path, scratch: &Path) {
+    pub fn restored(&self, point: &Point, scratch: &Path) -> Vec<u8> {
         let disk = point.disk(None).unwrap();
         let target: Arc<dyn Target> =
             Arc::from(create_file(scratch, disk.size_bytes, false).unwrap());
@@ -73,8 +79,9 @@ impl Engine {
             .unwrap();
         // Its durable end is not what is looked at here.
         let partial = partial_path(scratch).unwrap();
-        assert_same(image, &partial);
+        let bytes = std::fs::read(&partial).unwrap();
         std::fs::remove_file(partial).unwrap();
+        bytes
     }
 
     /// Verifies every byte of every point.
@@ -112,6 +119,11 @@ impl Engine {
         RUNTIME
             .block_on(backup(&self.repository, request, Arc::default(), stop))
             .unwrap()
+    }
+
+    /// Bytes of packs, by listing them.
+    pub fn pack_bytes(&self) -> u64 {
+        RUNTIME.block_on(self.repository.stats()).unwrap().pack_bytes
     }
 
     /// Appends a record, and says its number.
