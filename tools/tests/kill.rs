@@ -195,7 +195,10 @@ fn assert_points(site: &Site, cache: &str, images: &[&str]) -> usize {
     let points = engine.points();
     for (point, image) in points.iter().zip(images) {
         let restored = engine.restored(point, &site.path("restored.raw"));
-        assert!(restored == std::fs::read(site.path(image)).unwrap(), "{image}");
+        assert!(
+            restored == std::fs::read(site.path(image)).unwrap(),
+            "{image}"
+        );
     }
     engine.assert_sound();
     points.len()
@@ -262,7 +265,10 @@ fn a_backup_that_is_killed_anywhere_costs_nothing_but_itself() {
             again <= (ADDED_BYTES + SLACK_BYTES).saturating_sub(known),
             "{again} bytes were stored again, {landed:?} had landed"
         );
-        assert!(found == 1 || again == 0, "{again} bytes of a point that was there");
+        assert!(
+            found == 1 || again == 0,
+            "{again} bytes of a point that was there"
+        );
         let other = Engine::open(site, COLD).back_up("web", &site.path("web.raw"));
         assert_eq!(other.new_bytes, 0, "others find all of it");
         assert_eq!(assert_points(site, COLD, &images), found + 2);
@@ -343,18 +349,25 @@ fn an_init_that_is_killed_anywhere_is_finished_or_says_what_to_do() {
     job.dies_at_every_step(|site| {
         for name in &names {
             let path = site.path(name);
-            assert!(!path.exists() || read_key_file(&path).is_ok(), "half of {name}");
+            assert!(
+                !path.exists() || read_key_file(&path).is_ok(),
+                "half of {name}"
+            );
         }
         let again = run(site, DEAD, &["init", "--keys", "keys"]);
         if again.code != 0 && !again.stderr.contains("nothing is left to be done") {
             // It says what to do, and so it is done.
-            again.ends_with(9).says(&["delete host.key", "there is no repository"]);
+            again
+                .ends_with(9)
+                .says(&["delete host.key", "there is no repository"]);
             for name in &names {
                 let _ = std::fs::remove_file(site.path(name));
             }
             run(site, DEAD, &["init", "--keys", "keys"]).succeeds();
         }
-        let keys = run(site, DEAD, &["key", "list", "--json"]).succeeds().json();
+        let keys = run(site, DEAD, &["key", "list", "--json"])
+            .succeeds()
+            .json();
         assert_eq!(keys.as_array().map(Vec::len), Some(3), "keys in the log");
         run(site, DEAD, &["backup", "web.raw"]).succeeds();
         assert_eq!(assert_points(site, COLD, &["web.raw"]), 1);
@@ -394,10 +407,16 @@ fn a_checkpoint_that_is_killed_anywhere_stops_no_reader() {
             assert_eq!(assert_points(site, cache, &["web.raw"]), 1);
         }
         let first = site.path("keys/first.key");
-        assert!(!first.exists() || read_key_file(&first).is_ok(), "half a key");
+        assert!(
+            !first.exists() || read_key_file(&first).is_ok(),
+            "half a key"
+        );
         run(site, DEAD, &issue("keys/second.key")).succeeds();
         run(site, COLD, &["points", "--key", "keys/second.key"]).succeeds();
     });
     let [without, with] = seen.map(AtomicU64::into_inner);
-    assert!(without > 0 && with > 0, "{without} without it, {with} with it");
+    assert!(
+        without > 0 && with > 0,
+        "{without} without it, {with} with it"
+    );
 }

@@ -154,7 +154,9 @@ fn write(
     // How long a run takes is found out on the way.
     let mut usual = Duration::from_millis(200);
     for version in versions {
-        let mut kills = chance.as_mut().map_or(0, |chance| chance.below(KILLS_MAX + 1));
+        let mut kills = chance
+            .as_mut()
+            .map_or(0, |chance| chance.below(KILLS_MAX + 1));
         loop {
             let started = Instant::now();
             let mut child = place.start_backup(writer, &image(writer, version));
@@ -240,10 +242,14 @@ fn eight_writers(place: &Place<'_>, seed: Option<u64>) {
         let mut version = 0;
         for (at, point) in own.iter().enumerate() {
             let before = at.checked_sub(1).map(|at| own[at].id);
-            assert_eq!(point.parent, before, "{context}: the chain of machine {writer}");
+            assert_eq!(
+                point.parent, before,
+                "{context}: the chain of machine {writer}"
+            );
             // A run that was killed may have committed, and the one after it commits again.
             let restored = fresh.restored(point, &site.path("restored.raw"));
-            let is = |version| std::fs::read(site.path(&image(writer, version))).unwrap() == restored;
+            let is =
+                |version| std::fs::read(site.path(&image(writer, version))).unwrap() == restored;
             if !is(version) {
                 version += 1;
                 assert!(version <= MOVED && is(version), "{context}: {}", point.id);
@@ -261,16 +267,25 @@ fn eight_writers(place: &Place<'_>, seed: Option<u64>) {
     // Nobody has stored again what others had.
     for told in &moved {
         let new = told.new_bytes[0];
-        assert!(new <= CHANGE_BYTES + 2 * SEAM_BYTES, "{context}: {new} bytes");
+        assert!(
+            new <= CHANGE_BYTES + 2 * SEAM_BYTES,
+            "{context}: {new} bytes"
+        );
     }
     let unique = SHARED_BYTES + WRITERS * (OWN_BYTES + VERSIONS * CHANGE_BYTES);
     // What was in flight when a process died is stored twice.
     let wasted = kills * 3 * MIB;
     let stored = fresh.pack_bytes();
     let bound = unique + unique / 4 + wasted;
-    assert!(stored <= bound, "{context}: {stored} bytes stored, {bound} expected");
+    assert!(
+        stored <= bound,
+        "{context}: {stored} bytes stored, {bound} expected"
+    );
     let sum = points.len() as u64 * (SHARED_BYTES + OWN_BYTES);
-    assert!(stored < sum / 3, "{context}: {stored} bytes stored of {sum}");
+    assert!(
+        stored < sum / 3,
+        "{context}: {stored} bytes stored of {sum}"
+    );
 }
 
 fn on_a_folder(shared_cache: bool) {

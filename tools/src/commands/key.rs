@@ -147,9 +147,7 @@ async fn export(global: &Global, args: KeyExport, context: &Context) -> Result<(
         Some(level) if level != in_use.level() => {
             let label = args.out.file_stem().unwrap_or_default().to_string_lossy();
             let info = repository
-                .key_add_file(level, &label, |issued| {
-                    write_key_file(&args.out, issued)
-                })
+                .key_add_file(level, &label, |issued| write_key_file(&args.out, issued))
                 .await?;
             (level, info.key)
         }

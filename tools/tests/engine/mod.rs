@@ -123,7 +123,10 @@ impl Engine {
 
     /// Bytes of packs, by listing them.
     pub fn pack_bytes(&self) -> u64 {
-        RUNTIME.block_on(self.repository.stats()).unwrap().pack_bytes
+        RUNTIME
+            .block_on(self.repository.stats())
+            .unwrap()
+            .pack_bytes
     }
 
     /// Appends a record, and says its number.

@@ -35,10 +35,7 @@ pub enum Moment {
     /// Nothing of it has happened.
     Begins,
     /// It is over, with this result; of an opened file, which one it was.
-    Ends {
-        result: i64,
-        opened: Option<FileId>,
-    },
+    Ends { result: i64, opened: Option<FileId> },
 }
 
 /// What becomes of the process.
@@ -85,6 +82,7 @@ pub fn run(
             | Options::PTRACE_O_TRACECLONE
             | Options::PTRACE_O_TRACEFORK
             | Options::PTRACE_O_TRACEVFORK
+            | Options::PTRACE_O_TRACEEXEC
             | Options::PTRACE_O_EXITKILL,
     )
     .unwrap();
@@ -148,10 +146,7 @@ pub fn run(
             Ok(status) => {
                 if let (Some(thread), false) = (
                     status.pid(),
-                    matches!(
-                        status,
-                        WaitStatus::Exited(..) | WaitStatus::Signaled(..)
-                    ),
+                    matches!(status, WaitStatus::Exited(..) | WaitStatus::Signaled(..)),
                 ) {
                     resume(thread, None);
                 }

@@ -46,7 +46,7 @@ struct Cover {
 }
 
 impl Disk {
-    /// Another machine's worth of processes: numbers of calls begin anew.
+    /// The process has ended. The next one numbers its calls anew.
     pub fn next_process(&mut self) {
         self.syncs.clear();
         for content in self.files.values_mut() {
@@ -158,9 +158,9 @@ impl Disk {
     }
 
     fn is_whole(&self, file: FileId) -> bool {
-        self.files
-            .get(&file)
-            .is_none_or(|content| content.changes_under_way == 0 && content.synced > content.changed)
+        self.files.get(&file).is_none_or(|content| {
+            content.changes_under_way == 0 && content.synced > content.changed
+        })
     }
 
     /// Files and folders below `folder` that a power cut would take away or empty, by now.
@@ -172,6 +172,17 @@ impl Disk {
                 !self.is_named(path) || name.file.is_some_and(|file| !self.is_whole(file))
             })
             .map(|(path, _)| path.as_path())
+    }
+
+    /// Whether all bytes of the file are durable, by whatever names it goes.
+    pub fn holds(&self, path: &Path) -> bool {
+        FileId::of(path).is_some_and(|file| self.is_whole(file))
+    }
+
+    /// Whether all bytes of the file that was made under this name are durable.
+    pub fn holds_made(&self, path: &Path) -> bool {
+        let name = self.names.get(path);
+        name.is_some_and(|name| name.file.is_some_and(|file| self.is_whole(file)))
     }
 
     /// How many names below `folder` were made since the beginning, and still stand.
