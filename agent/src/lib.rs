@@ -7,6 +7,7 @@
 //! | 0 | [`error`] | errors whose kind says what to do |
 //! | 0 | [`clock`], [`progress`] | the doors to clock and chance; counters of a running job |
 //! | 0 | [`allocator`] | keeps memory from being hoarded |
+//! | 0 | [`durable`] | new files and folders that survive a power cut |
 //! | 0 | [`mod@format`] | image formats, and how they are told apart |
 //! | 1 | `sparse`, `qemu` | holes in files; QEMU's tools as child processes |
 //! | 1 | [`chunk`] | where chunks end, partition phase |
@@ -20,6 +21,7 @@
 pub mod allocator;
 pub mod chunk;
 pub mod clock;
+pub mod durable;
 pub mod error;
 pub mod format;
 pub mod nbd;

@@ -78,6 +78,17 @@ pub struct NewKeys {
     pub restore: Keys,
 }
 
+impl NewKeys {
+    /// Each with what it is called, in the order in which the log learns of them.
+    fn labelled(&self) -> [(&Keys, &'static str); 3] {
+        [
+            (&self.host, "host"),
+            (&self.maintenance, "maintenance"),
+            (&self.restore, "restore"),
+        ]
+    }
+}
+
 /// What a repository is.
 #[derive(Debug, Clone, Serialize)]
 pub struct RepositoryInfo {
@@ -187,13 +198,9 @@ impl Repository {
             return Err(taken(store));
         }
         // The log makes the first keys known, so that they can be listed and revoked. Should this
-        // not come about, the keys work all the same.
+        // not come about, the keys work all the same, and `finish_init` makes up for it.
         let mut head = Head::EMPTY;
-        for (keys_of, label) in [
-            (&keys.host, "host"),
-            (&keys.maintenance, "maintenance"),
-            (&keys.restore, "restore"),
-        ] {
+        for (keys_of, label) in keys.labelled() {
             let body = Body::KeyChanged(keyring::key_made(keys_of, label, None));
             let bytes = bytes::Bytes::from(
                 record::encode(&body, &head, now, clock::random()?, &keys.restore)
@@ -213,6 +220,44 @@ impl Repository {
             };
         }
         Ok(repository)
+    }
+
+    /// Goes on where an `init` that made the descriptor was interrupted: has the log make those of the
+    /// first keys known that it does not know yet. Says how many they were.
+    ///
+    /// # Errors
+    /// [`Kind::Denied`] where the keys are those of another repository.
+    pub async fn finish_init(store: &Store, keys: NewKeys) -> Result<usize> {
+        let cache = blocking(|| {
+            tempfile::tempdir()
+                .map_err(|error| Error::io("cannot make a folder for temporary files", error))
+        })
+        .await?;
+        let first: Vec<_> = keys
+            .labelled()
+            .into_iter()
+            .map(|(keys, label)| (keys.repository(), keyring::key_made(keys, label, None)))
+            .collect();
+        let repository = Self::open(store.clone(), keys.restore, cache.path()).await?;
+        let own = repository.keys.repository();
+        if first.iter().any(|(of, _)| *of != own) {
+            return Err(Error::new(
+                Kind::Denied,
+                "the keys belong to several repositories",
+            ));
+        }
+        let mut made_known = 0;
+        for (_, key) in first {
+            let known = repository.catalogue.signers()?;
+            if known.iter().any(|signer| signer.key.0[..] == key.key[..]) {
+                continue;
+            }
+            repository
+                .append(|_| Ok(Body::KeyChanged(key.clone())))
+                .await?;
+            made_known += 1;
+        }
+        Ok(made_known)
     }
 
     /// Opens with `keys`: checks the descriptor, opens the local cache below `cache_folder` and

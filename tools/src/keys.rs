@@ -10,7 +10,7 @@ use std::fs::File;
 use std::io::{IsTerminal, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use tidegate_agent::repository::{self, open_slot, read_key_file};
+use tidegate_agent::repository::{open_slot, read_key_file};
 use tidegate_agent::store::Store;
 use tidegate_agent::{Error, Kind, Result};
 use tidegate_protocol::keys::{Keys, SealPrivateKey};
@@ -52,16 +52,6 @@ pub(crate) async fn load(store: &Store, settings: &Settings) -> Result<Keys> {
              TIDEGATE_PASSPHRASE_FILE, or write `key = \"…\"` into the configuration file",
         )),
     }
-}
-
-/// Writes a key file; leaves none behind that is not whole.
-pub(crate) fn write_key_file(path: &Path, keys: &Keys) -> Result<()> {
-    repository::write_key_file(path, keys).inspect_err(|error| {
-        // Where the file was there before, it is somebody else's.
-        if error.kind() != Kind::Conflict {
-            let _ = std::fs::remove_file(path);
-        }
-    })
 }
 
 /// Reads a passphrase: the file's content without the line end.

@@ -5,10 +5,9 @@
 
 use crate::args::{Global, KeyOptions, RepositoryOptions};
 use serde::Deserialize;
-use std::io::ErrorKind;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use tidegate_agent::durable;
 use tidegate_agent::store::StoreSettings;
 use tidegate_agent::{Error, Kind, Result};
 
@@ -293,22 +292,11 @@ fn store_settings(written: &WrittenStore) -> Result<StoreSettings> {
     Ok(settings)
 }
 
-/// Makes a folder, and those above it, that only its owner may enter; one that is there stays as it
-/// is. Says whether it is new.
+/// Makes a folder, and those above it, that only its owner may enter, all of them durable; one that
+/// is there stays as it is. Says whether it is new.
 pub(crate) fn make_private_folder(path: &Path) -> Result<bool> {
-    let cannot = |error| Error::io(format!("cannot make the folder {}", path.display()), error);
-    if path.is_dir() {
-        return Ok(false);
-    }
-    if let Some(above) = path.parent().filter(|above| !above.as_os_str().is_empty()) {
-        std::fs::create_dir_all(above).map_err(cannot)?;
-    }
-    match std::fs::DirBuilder::new().mode(0o700).create(path) {
-        Ok(()) => Ok(true),
-        // Another process was faster.
-        Err(error) if error.kind() == ErrorKind::AlreadyExists && path.is_dir() => Ok(false),
-        Err(error) => Err(cannot(error)),
-    }
+    durable::create_folder(path, 0o700)
+        .map_err(|error| Error::io(format!("cannot make the folder {}", path.display()), error))
 }
 
 #[cfg(test)]

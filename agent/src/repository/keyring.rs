@@ -3,13 +3,13 @@
 use super::point::{as_optional_text, as_text};
 use super::{Repository, local_denied};
 use crate::clock;
+use crate::durable;
 use crate::error::{Error, Kind, Result};
 use crate::store::{Created, Store};
 use futures::TryStreamExt;
 use serde::Serialize;
-use std::fs::{File, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use tidegate_protocol::ids::{KeyId, SlotId};
 use tidegate_protocol::keys::{Keys, Level, Secret};
@@ -326,33 +326,22 @@ pub fn read_key_file(path: &Path) -> Result<Keys> {
     key_file::decode(text).map_err(|error| wrong(error.to_string()))
 }
 
-/// Writes a key file, readable by its owner only, durable when this returns. Never overwrites.
+/// Writes a key file, readable by its owner only, durable when this returns. It is there whole or
+/// not at all, and never overwrites.
 pub fn write_key_file(path: &Path, keys: &Keys) -> Result<()> {
     let name = path.display();
     let context = |error| Error::io(format!("cannot write the key file {name}"), error);
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .map_err(|error| match error.kind() {
+    let text = key_file::encode(keys);
+    durable::create_file(path, 0o600, |file| file.write_all(text.as_bytes())).map_err(|error| {
+        match error.kind() {
             std::io::ErrorKind::AlreadyExists => Error::new(
                 Kind::Conflict,
                 format!("{name} exists: a key file is never overwritten"),
             )
             .advise("choose another name, or move the old file away"),
             _ => context(error),
-        })?;
-    file.write_all(key_file::encode(keys).as_bytes())
-        .and_then(|()| file.sync_all())
-        .map_err(context)?;
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    File::open(folder)
-        .and_then(|folder| folder.sync_all())
-        .map_err(context)
+        }
+    })
 }
 
 /// The slots in the store, and the keys of objects that stand in the place of one and are none.

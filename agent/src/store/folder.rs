@@ -6,17 +6,13 @@
 //! 1. missing folders are made, and each is fsynced into its parent, before anything is put in
 //!    them; once per process also folders that were there, since another process may have made
 //!    them and been killed before its fsync;
-//! 2. the bytes go to a file without a name (`O_TMPFILE`), which is fsynced;
-//! 3. the file is linked to its name: atomic, and refused where the name is taken;
-//! 4. the folder is fsynced, also when the name was taken: the other's link may be fresh.
-//!
-//! A kill at any point leaves either the whole object or nothing. Where the file system knows no
-//! files without names (NFS, some FUSE file systems), step 2 uses a file whose name starts with a
-//! dot; such a file can be left behind by a kill, and is never listed.
+//! 2. the object is made as [`durable`] makes files: whole or not at all, then fsynced into its
+//!    folder. What that may leave behind after a kill has a name that is never listed.
 //!
 //! Nothing can be overwritten through this type, nor copied, renamed, or uploaded in parts.
 //! Deletes are not fsynced: an object that comes back after a power cut harms nobody.
 
+use crate::durable;
 use crate::error::{Error, Result};
 use async_trait::async_trait;
 use futures::StreamExt;
@@ -27,15 +23,12 @@ use object_store::{
     ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMode, PutMultipartOptions, PutOptions,
     PutPayload, PutResult, RenameOptions,
 };
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Write};
 use std::ops::Range;
-use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 mod walk;
@@ -97,25 +90,21 @@ impl Shared {
         };
         self.ensure_durable(folder)
             .map_err(|error| readable(key, error))?;
-        let mut created = create_in(folder, &path, payload);
+        let mut created = create_object(&path, payload);
         if matches!(&created, Err(error) if error.kind() == io::ErrorKind::NotFound) {
             // The folder was removed after we had made it.
             self.forget_durable();
             self.ensure_durable(folder)
                 .map_err(|error| readable(key, error))?;
-            created = create_in(folder, &path, payload);
+            created = create_object(&path, payload);
         }
-        match created {
-            Ok(()) => fsync_folder(folder).map_err(|error| readable(key, error)),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                fsync_folder(folder).map_err(|error| readable(key, error))?;
-                Err(StoreError::AlreadyExists {
-                    path: key.to_string(),
-                    source: error.into(),
-                })
-            }
-            Err(error) => Err(readable(key, error)),
-        }
+        created.map_err(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists => StoreError::AlreadyExists {
+                path: key.to_string(),
+                source: error.into(),
+            },
+            _ => readable(key, error),
+        })
     }
 
     fn forget_durable(&self) {
@@ -152,12 +141,10 @@ impl Shared {
         std::fs::create_dir_all(folder)?;
         for made in to_sync.iter().rev() {
             if let Some(parent) = made.parent() {
-                match fsync_folder(parent) {
-                    // Somebody else's folder above the root, which we cannot read.
-                    Err(error)
-                        if error.kind() == io::ErrorKind::PermissionDenied
-                            && !parent.starts_with(&self.root) => {}
-                    other => other?,
+                // Above the root it may be somebody else's.
+                match parent.starts_with(&self.root) {
+                    true => durable::fsync_folder(parent)?,
+                    false => durable::fsync_folder_if_readable(parent)?,
                 }
             }
         }
@@ -208,100 +195,11 @@ impl Shared {
     }
 }
 
-/// Creates the file `path` in `folder` unless it is there, its bytes durable.
-fn create_in(folder: &Path, path: &Path, payload: &PutPayload) -> io::Result<()> {
-    match write_unnamed(folder, payload)? {
-        Some(file) => link_unnamed(&file, path),
-        None => create_by_name(folder, path, payload),
-    }
-}
-
-/// Writes the payload to a file without a name and fsyncs it; `None` where the file system has
-/// no such files.
-fn write_unnamed(folder: &Path, payload: &PutPayload) -> io::Result<Option<File>> {
-    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
-    let file = match rustix::fs::open(folder, flags, Mode::from_raw_mode(0o666)) {
-        Ok(file) => File::from(file),
-        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::ISDIR | rustix::io::Errno::INVAL) => {
-            return Ok(None);
-        }
-        Err(error) => return Err(error.into()),
-    };
-    write_and_sync(&file, payload)?;
-    Ok(Some(file))
-}
-
-fn link_unnamed(file: &File, path: &Path) -> io::Result<()> {
-    let source = format!("/proc/self/fd/{}", file.as_raw_fd());
-    Ok(rustix::fs::linkat(
-        CWD,
-        source,
-        CWD,
-        path,
-        AtFlags::SYMLINK_FOLLOW,
-    )?)
-}
-
-/// The same with a file that has a name until it is linked to its own.
-fn create_by_name(folder: &Path, path: &Path, payload: &PutPayload) -> io::Result<()> {
-    let staged = folder.join(staging_name());
-    let file = File::options().write(true).create_new(true).open(&staged)?;
-    let outcome = write_and_sync(&file, payload).and_then(|()| name_once(&staged, path));
-    // Gone already where it was renamed.
-    match std::fs::remove_file(&staged) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            tracing::warn!(path = %staged.display(), "could not remove a temporary file: {error}");
-        }
-        _ => {}
-    }
-    outcome
-}
-
-/// Gives the staged file its name unless that is taken.
-fn name_once(staged: &Path, path: &Path) -> io::Result<()> {
-    use rustix::io::Errno;
-    match rustix::fs::linkat(CWD, staged, CWD, path, AtFlags::empty()) {
-        // No hard links here (FAT, some network file systems).
-        Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::MLINK) => {
-            rename_unless_taken(staged, path)
-        }
-        other => Ok(other?),
-    }
-}
-
-fn rename_unless_taken(staged: &Path, path: &Path) -> io::Result<()> {
-    Ok(rustix::fs::renameat_with(
-        CWD,
-        staged,
-        CWD,
-        path,
-        RenameFlags::NOREPLACE,
-    )?)
-}
-
-fn write_and_sync(mut file: &File, payload: &PutPayload) -> io::Result<()> {
-    for part in payload {
-        file.write_all(part)?;
-    }
-    file.sync_all()
-}
-
-fn fsync_folder(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
-}
-
-/// Names that start with a dot are no keys, so no listing shows them.
-fn staging_name() -> String {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    let unique = NEXT.fetch_add(1, Ordering::Relaxed);
-    let pid = std::process::id();
-    // Two hosts may share the folder: their process ids may be equal, their nonces are not.
-    let mut nonce = [0; 8];
-    let nonce = match aws_lc_rs::rand::fill(&mut nonce) {
-        Ok(()) => hex::encode(nonce),
-        Err(_) => String::from("0"),
-    };
-    format!(".put-{pid}-{unique}-{nonce}")
+/// Creates the file `path` unless it is there, its bytes and name durable.
+fn create_object(path: &Path, payload: &PutPayload) -> io::Result<()> {
+    durable::create_file(path, 0o666, |file| {
+        payload.iter().try_for_each(|part| file.write_all(part))
+    })
 }
 
 fn meta_of(location: Key, metadata: &std::fs::Metadata) -> io::Result<ObjectMeta> {

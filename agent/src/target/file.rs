@@ -90,7 +90,15 @@ pub fn resume_partial(path: &Path, size_bytes: u64, overwrite: bool) -> Result<B
         .map_err(cannot)?;
     lock(&file, &partial)?;
     let found = file.metadata().map_err(cannot)?;
-    if !found.is_file() || found.len() != size_bytes {
+    if found.is_file() && found.len() == 0 {
+        // Whoever made it was killed before it had its length.
+        file.set_len(size_bytes).map_err(|error| {
+            Error::io(
+                format!("cannot make {} {size_bytes} bytes long", partial.display()),
+                error,
+            )
+        })?;
+    } else if !found.is_file() || found.len() != size_bytes {
         return Err(Error::new(
             Kind::Conflict,
             format!(

@@ -1,16 +1,16 @@
 //! `tidegate init`: a repository and its three key files.
 //!
 //! The invariant: no repository without its keys on disk, and no key files left behind by an attempt
-//! of which it is known that it made no repository.
+//! of which it is known that it made no repository. An init that was killed is finished by running it
+//! again; where that cannot be known to be right, it says what to do.
 
 use crate::args::{Global, Init, KeyOptions};
-use crate::context::Context;
+use crate::context::{Context, blocking};
 use crate::exit::Outcome;
-use crate::keys::write_key_file;
 use crate::settings::{Settings, make_private_folder};
 use serde_json::json;
 use std::path::{Path, PathBuf};
-use tidegate_agent::repository::{NewKeys, Repository};
+use tidegate_agent::repository::{NewKeys, Repository, read_key_file, write_key_file};
 use tidegate_agent::store::Store;
 use tidegate_agent::{Error, Kind, Result};
 use tidegate_protocol::RepositoryId;
@@ -66,25 +66,30 @@ impl KeyFiles {
     fn all(&self) -> [&Path; 3] {
         [&self.host, &self.maintenance, &self.restore]
     }
+
+    async fn read(&self) -> Result<NewKeys> {
+        let [host, maintenance, restore] = self.all().map(Path::to_owned);
+        blocking(move || {
+            Ok(NewKeys {
+                host: read_key_file(&host)?,
+                maintenance: read_key_file(&maintenance)?,
+                restore: read_key_file(&restore)?,
+            })
+        })
+        .await
+    }
 }
 
-/// Makes a repository; its keys are durable before it exists.
+/// Makes a repository, or finishes one that an interrupted init has left; its keys are durable before
+/// it exists.
 pub(super) async fn make(
     store: &Store,
     chunker: ChunkerParams,
     files: &KeyFiles,
 ) -> Result<RepositoryId> {
-    for path in files.all() {
-        if path.symlink_metadata().is_ok() {
-            return Err(Error::new(
-                Kind::Conflict,
-                format!(
-                    "{} exists: it may be the only key to a repository",
-                    path.display()
-                ),
-            )
-            .advise("name another folder with --keys"));
-        }
+    let mut paths = files.all().into_iter();
+    if let Some(path) = paths.find(|path| path.symlink_metadata().is_ok()) {
+        return go_on(store, files, path).await;
     }
     let mut written = Written::default();
     let made = Repository::init(store, chunker, |keys| written.write(files, keys)).await;
@@ -93,7 +98,7 @@ pub(super) async fn make(
         Err(error) if written.complete && may_be_made(store, &error).await => {
             let advice = format!(
                 "the repository may have been made all the same, so the key files in {} were kept: \
-                 run `tidegate repo info` with one of them; if it finds no repository, delete them",
+                 run the same command again, which goes on from here or says that there is none",
                 files.folder.display()
             );
             Err(error.advise(advice))
@@ -102,6 +107,50 @@ pub(super) async fn make(
             written.remove();
             Err(error)
         }
+    }
+}
+
+/// Where key files are there already, `path` being one of them: they stem from an init that was
+/// interrupted, or they are somebody's only keys.
+async fn go_on(store: &Store, files: &KeyFiles, path: &Path) -> Result<RepositoryId> {
+    let exists = || {
+        Error::new(
+            Kind::Conflict,
+            format!(
+                "{} exists: it may be the only key to a repository",
+                path.display()
+            ),
+        )
+    };
+    if store.size(descriptor::OBJECT_KEY).await?.is_none() {
+        return Err(exists().advise(format!(
+            "name another folder with --keys; or, if these files were left by an interrupted init \
+             of {label}, delete host.key, maintenance.key and restore.key in {folder} and run it \
+             again: there is no repository in {label}",
+            label = store.label(),
+            folder = files.folder.display(),
+        )));
+    }
+    let Ok(keys) = files.read().await else {
+        return Err(exists().advise("name another folder with --keys"));
+    };
+    let repository = keys.restore.repository();
+    match Repository::finish_init(store, keys).await {
+        Ok(0) => Err(Error::new(
+            Kind::Conflict,
+            format!(
+                "{}: there is a repository already, whole, and its keys are in {}",
+                store.label(),
+                files.folder.display()
+            ),
+        )
+        .advise("use it: nothing is left to be done")),
+        Ok(_) => Ok(repository),
+        // The keys of another repository.
+        Err(error) if error.kind() == Kind::Denied => {
+            Err(exists().advise("name another folder with --keys"))
+        }
+        Err(error) => Err(error),
     }
 }
 

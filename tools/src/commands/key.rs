@@ -6,12 +6,11 @@ use crate::exit::Outcome;
 use crate::settings::Settings;
 use crate::{escrow, keys, text};
 use serde_json::json;
-use std::fs::OpenOptions;
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use tidegate_agent::clock;
-use tidegate_agent::repository::{KeyInfo, Repository};
+use tidegate_agent::durable;
+use tidegate_agent::repository::{KeyInfo, Repository, write_key_file};
 use tidegate_agent::{Error, Kind, Result};
 use tidegate_protocol::keys::{SealPrivateKey, Secret};
 use tidegate_protocol::slot::{Argon2Cost, NewWrapping, WRAPPING_FILE_BYTES_MIN};
@@ -37,7 +36,7 @@ async fn add(global: &Global, args: KeyAdd, context: &Context) -> Result<()> {
     let info = if let Some(path) = &args.out {
         repository
             .key_add_file(args.level, &args.label, |issued| {
-                keys::write_key_file(path, issued)
+                write_key_file(path, issued)
             })
             .await?
     } else {
@@ -148,14 +147,12 @@ async fn export(global: &Global, args: KeyExport, context: &Context) -> Result<(
         Some(level) if level != in_use.level() => {
             let label = args.out.file_stem().unwrap_or_default().to_string_lossy();
             let info = repository
-                .key_add_file(level, &label, |issued| {
-                    keys::write_key_file(&args.out, issued)
-                })
+                .key_add_file(level, &label, |issued| write_key_file(&args.out, issued))
                 .await?;
             (level, info.key)
         }
         _ => {
-            keys::write_key_file(&args.out, in_use)?;
+            write_key_file(&args.out, in_use)?;
             (in_use.level(), in_use.identity().certificate.public.id())
         }
     };
@@ -184,23 +181,13 @@ fn recipient(args: &KeyRecipient, context: &Context) -> Result<()> {
 
 /// Writes a new file that only its owner may read, and makes it durable.
 fn write_secret(path: &Path, bytes: &[u8]) -> Result<()> {
-    let cannot = |error: std::io::Error| match error.kind() {
-        std::io::ErrorKind::AlreadyExists => {
-            Error::new(Kind::Conflict, format!("{} exists", path.display()))
-                .advise("name another file")
+    durable::create_file(path, 0o600, |file| file.write_all(bytes)).map_err(|error| {
+        match error.kind() {
+            std::io::ErrorKind::AlreadyExists => {
+                Error::new(Kind::Conflict, format!("{} exists", path.display()))
+                    .advise("name another file")
+            }
+            _ => Error::io(format!("cannot write {}", path.display()), error),
         }
-        _ => Error::io(format!("cannot write {}", path.display()), error),
-    };
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .map_err(cannot)?;
-    let written = file.write_all(bytes).and_then(|()| file.sync_all());
-    if let Err(error) = written {
-        let _ = std::fs::remove_file(path);
-        return Err(cannot(error));
-    }
-    Ok(())
+    })
 }

@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
+use tidegate_agent::durable;
 use tidegate_agent::progress::Progress;
 use tidegate_agent::recover::{self, RestoreMode, RestorePlan, RestoreSettings, RestoreSummary};
 use tidegate_agent::repository::{Point, PointDisk, Repository};
@@ -76,7 +77,7 @@ pub(super) async fn run(global: &Global, args: Restore, context: &Context) -> Re
     let destinations = blocking(move || {
         let chosen = destination::choose(&to, &wanted, &wish)?;
         if let Some(folder) = chosen.new_folder.filter(|_| !dry_run) {
-            std::fs::create_dir_all(&folder).map_err(|error| {
+            durable::create_folder(&folder, 0o777).map_err(|error| {
                 Error::io(
                     format!("cannot make the folder {}", folder.display()),
                     error,

@@ -32,9 +32,25 @@ pub struct Run {
 
 impl Site {
     pub fn new() -> Self {
+        Self::new_in(&std::env::temp_dir())
+    }
+
+    /// In memory where there is room, for those who make hundreds of small sites and judge what is
+    /// durable by the calls that were made, not by a disk that they would wait for.
+    pub fn in_memory() -> Self {
+        let memory = Path::new("/dev/shm");
+        let has_room = rustix::fs::statvfs(memory)
+            .is_ok_and(|found| found.f_bavail * found.f_frsize > 1024 * MIB);
+        match has_room {
+            true => Self::new_in(memory),
+            false => Self::new(),
+        }
+    }
+
+    fn new_in(parent: &Path) -> Self {
         let folder = tempfile::Builder::new()
             .prefix("tidegate-test-")
-            .tempdir()
+            .tempdir_in(parent)
             .unwrap();
         std::fs::create_dir(folder.path().join("home")).unwrap();
         Self { folder }
@@ -46,6 +62,14 @@ impl Site {
         site.run(&["init", "--repo", "repo", "--keys", "keys"])
             .succeeds();
         site
+    }
+
+    /// Another site beside it that holds the same.
+    pub fn copy(&self) -> Self {
+        let copy = Self::new_in(self.folder.path().parent().unwrap());
+        let all = format!("{}/.", self.folder.path().display());
+        program("cp", &["-a", &all, text(copy.folder.path())]);
+        copy
     }
 
     pub fn path(&self, name: &str) -> PathBuf {

@@ -1,4 +1,4 @@
-//! The steps of a durable create, one by one. Kills and races of whole processes are in
+//! Folders made durable, and ranges. Kills and races of whole processes are in
 //! `tests/store_folder.rs`.
 
 use super::*;
@@ -10,46 +10,6 @@ fn names(folder: &Path) -> Vec<String> {
         .collect();
     names.sort_unstable();
     names
-}
-
-/// The way of file systems without nameless files.
-#[test]
-fn creating_by_name_creates_once_and_leaves_nothing_else() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("object");
-    let first = PutPayload::from_static(b"first");
-    create_by_name(folder.path(), &path, &first).unwrap();
-    let again = create_by_name(folder.path(), &path, &PutPayload::from_static(b"second"));
-    assert_eq!(again.unwrap_err().kind(), io::ErrorKind::AlreadyExists);
-    assert_eq!(std::fs::read(&path).unwrap(), b"first");
-    assert_eq!(names(folder.path()), ["object"]);
-}
-
-/// The way of file systems without hard links.
-#[test]
-fn renaming_never_replaces() {
-    let folder = tempfile::tempdir().unwrap();
-    let [staged, path] = ["staged", "object"].map(|name| folder.path().join(name));
-    std::fs::write(&staged, b"first").unwrap();
-    rename_unless_taken(&staged, &path).unwrap();
-    std::fs::write(&staged, b"second").unwrap();
-    let again = rename_unless_taken(&staged, &path);
-    assert_eq!(again.unwrap_err().kind(), io::ErrorKind::AlreadyExists);
-    assert_eq!(std::fs::read(&path).unwrap(), b"first");
-}
-
-#[test]
-fn a_nameless_file_appears_whole_or_not_at_all() {
-    let folder = tempfile::tempdir().unwrap();
-    let payload = PutPayload::from_static(b"bytes");
-    let file = write_unnamed(folder.path(), &payload)
-        .unwrap()
-        .expect("temporary folders lie on file systems that have nameless files");
-    assert_eq!(names(folder.path()), [""; 0]);
-    link_unnamed(&file, &folder.path().join("object")).unwrap();
-    assert_eq!(names(folder.path()), ["object"]);
-    let taken = link_unnamed(&file, &folder.path().join("object"));
-    assert_eq!(taken.unwrap_err().kind(), io::ErrorKind::AlreadyExists);
 }
 
 #[test]
