@@ -210,19 +210,24 @@ impl Running {
             let _ = listener.join();
         }
         let bytes = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
-        let text = String::from_utf8_lossy(&bytes);
-        let prefix = format!("{}: ", self.name);
-        let lines: Vec<_> = text
-            .lines()
-            .map(|line| line.strip_prefix(&prefix).unwrap_or(line).trim())
-            .filter(|line| !line.is_empty())
-            .collect();
-        lines
-            .join("; ")
-            .escape_debug()
-            .to_string()
-            .replace("\\'", "'")
+        cleaned(&self.name, &bytes)
     }
+}
+
+/// Messages of the child `name` on one line, without anything that a terminal would obey.
+pub(crate) fn cleaned(name: &str, said: &[u8]) -> String {
+    let text = String::from_utf8_lossy(said);
+    let prefix = format!("{name}: ");
+    let lines: Vec<_> = text
+        .lines()
+        .map(|line| line.strip_prefix(&prefix).unwrap_or(line).trim())
+        .filter(|line| !line.is_empty())
+        .collect();
+    lines
+        .join("; ")
+        .escape_debug()
+        .to_string()
+        .replace("\\'", "'")
 }
 
 impl Drop for Running {

@@ -19,6 +19,7 @@
 mod azurite;
 mod process;
 mod rclone;
+pub mod untrusted;
 mod weed;
 
 pub use azurite::AzureServer;

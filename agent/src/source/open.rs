@@ -11,8 +11,8 @@
 //!   in an image (but for VMDK extents, whose names are plain names of files beside it).
 
 mod check;
-mod graph;
-mod vmdk;
+pub(crate) mod graph;
+pub(crate) mod vmdk;
 
 use super::raw::open_disk;
 use super::{NbdSource, RawSource, Source};

@@ -295,7 +295,7 @@ fn hear(mut stdout: ChildStdout, fractions: &Sender<f64>) {
 }
 
 /// Reads a line such as `    (12.50/100%)`.
-fn parse_progress(line: &[u8]) -> Option<f64> {
+pub(crate) fn parse_progress(line: &[u8]) -> Option<f64> {
     let text = std::str::from_utf8(line).ok()?.trim();
     let percent = text.strip_prefix('(')?.strip_suffix("/100%)")?;
     let percent: f64 = percent.parse().ok()?;

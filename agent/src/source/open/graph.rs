@@ -185,12 +185,12 @@ impl Graph {
 /// What `qemu-img info` says of one file.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-struct Info {
+pub(crate) struct Info {
     virtual_size: u64,
     #[serde(default)]
     encrypted: bool,
     full_backing_filename: Option<String>,
-    backing_filename: Option<String>,
+    pub(crate) backing_filename: Option<String>,
     backing_filename_format: Option<String>,
     #[serde(default)]
     format_specific: Specific,
@@ -356,7 +356,7 @@ fn file_node(path: &Path) -> Value {
 }
 
 /// The path of a file that `image` names, refusing what QEMU would take for a protocol.
-fn beside(image: &Path, named: &str) -> Result<PathBuf> {
+pub(crate) fn beside(image: &Path, named: &str) -> Result<PathBuf> {
     let before_slash = named.split('/').next().unwrap_or_default();
     if before_slash.contains(':') || named.is_empty() {
         return Err(Error::new(

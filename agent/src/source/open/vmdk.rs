@@ -89,13 +89,13 @@ fn descriptor(file: &File) -> std::io::Result<Vec<u8>> {
 
 /// One line such as `RW 4192256 SPARSE "disk-s001.vmdk"` or `RW 8192 FLAT "disk-flat.vmdk" 128`.
 #[derive(Debug, PartialEq, Eq)]
-struct Extent<'a> {
-    name: &'a [u8],
+pub(crate) struct Extent<'a> {
+    pub(crate) name: &'a [u8],
     /// How long the file must be at least, in bytes, where the line tells.
-    bytes_min: u64,
+    pub(crate) bytes_min: u64,
 }
 
-fn extents(descriptor: &[u8]) -> impl Iterator<Item = Extent<'_>> {
+pub(crate) fn extents(descriptor: &[u8]) -> impl Iterator<Item = Extent<'_>> {
     descriptor.split(|&byte| byte == b'\n').filter_map(|line| {
         let mut words = line
             .split(|byte| byte.is_ascii_whitespace() || *byte == 0x0b)
