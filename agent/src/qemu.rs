@@ -163,6 +163,12 @@ impl Running {
         })
     }
 
+    /// Its number.
+    #[cfg(test)]
+    fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The child's standard output, once.
     pub(crate) fn take_stdout(&mut self) -> Option<std::process::ChildStdout> {
         self.child.stdout.take()
