@@ -1,11 +1,15 @@
 //! QEMU's tools as child processes: the one door to image formats.
 //!
 //! Not a wrapper of their options: who needs a tool builds its command here and keeps the child.
-//! The invariants: formats are parsed in a child, never in this process; no child outlives us, also
-//! when we are killed; a child cannot gain privileges, dump core, or take memory without bound.
+//! The invariants: formats are parsed in a child, never in this process; every child is confined to
+//! its task ([`confine`]) before it runs a line of QEMU's; no child outlives us, also when we are
+//! killed; what it says is bounded, and so is the time that an answer may take.
+
+mod confine;
+
+pub(crate) use confine::{Readable, Task};
 
 use crate::error::{Error, Kind, Result};
-use rustix::process::{Resource, Rlimit, Signal};
 use std::ffi::OsStr;
 use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
@@ -18,8 +22,6 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// What a child may map, in bytes. QEMU's metadata caches need tens of MiB.
-const ADDRESS_SPACE_BYTES_MAX: u64 = 8 << 30;
 /// What is kept of a child's messages, in bytes.
 const MESSAGES_BYTES_MAX: u64 = 64 << 10;
 /// What is read of an answer on a child's standard output, in bytes.
@@ -42,27 +44,37 @@ impl Tool {
         }
     }
 
-    /// A command that runs this tool as the module's document promises. `purpose` stands in the
-    /// message when the tool is not installed.
+    /// Where the tool is installed.
     ///
     /// # Errors
-    /// [`Kind::Unsupported`] without the tool on the `PATH`.
-    pub(crate) fn command(self, purpose: &str) -> Result<Command> {
+    /// [`Kind::Unsupported`] where it is not on the `PATH`.
+    pub(crate) fn find(self, purpose: &str) -> Result<PathBuf> {
         let path = std::env::var_os("PATH").unwrap_or_default();
-        let Some(program) = find(self.name(), &path) else {
-            return Err(Error::new(
+        find(self.name(), &path).ok_or_else(|| {
+            Error::new(
                 Kind::Unsupported,
                 format!("{purpose} needs {}, which is not installed", self.name()),
             )
-            .advise("install the package qemu-utils (Debian, Ubuntu) or qemu-img (Fedora, RHEL)"));
-        };
-        let mut command = Command::new(program);
+            .advise("install the package qemu-utils (Debian, Ubuntu) or qemu-img (Fedora, RHEL)")
+        })
+    }
+
+    /// A command that runs this tool as the module's document promises, for `task` and able to read
+    /// `readable`. `purpose` stands in the message when the tool is not installed.
+    ///
+    /// # Errors
+    /// [`Kind::Unsupported`] without the tool on the `PATH`.
+    pub(crate) fn command(
+        self,
+        purpose: &str,
+        task: Task<'_>,
+        readable: &Readable,
+    ) -> Result<Command> {
+        let mut command = Command::new(self.find(purpose)?);
         // Messages are read by us: in one language. A group of its own keeps a Ctrl-C for us alone,
         // so that we can end in order.
         command.env("LC_ALL", "C").process_group(0);
-        let parent = rustix::process::getpid();
-        // SAFETY: `confine` only makes system calls, which are safe between fork and exec.
-        unsafe { command.pre_exec(move || confine(parent)) };
+        confine::confine(&mut command, task, readable)?;
         Ok(command)
     }
 }
@@ -82,29 +94,6 @@ fn find(name: &str, path: &OsStr) -> Option<PathBuf> {
         .find(|program| {
             rustix::fs::access(program, rustix::fs::Access::EXEC_OK).is_ok() && program.is_file()
         })
-}
-
-/// Runs in the child, between fork and exec.
-fn confine(parent: rustix::process::Pid) -> io::Result<()> {
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-    if rustix::process::getppid() != Some(parent) {
-        // We died before the child asked to be told.
-        return Err(io::ErrorKind::BrokenPipe.into());
-    }
-    rustix::thread::set_no_new_privs(true)?;
-    let limit = |resource, bytes| {
-        rustix::process::setrlimit(
-            resource,
-            Rlimit {
-                current: Some(bytes),
-                maximum: Some(bytes),
-            },
-        )
-    };
-    limit(Resource::Core, 0)?;
-    // Where a stricter limit is in force, it stays.
-    let _ = limit(Resource::As, ADDRESS_SPACE_BYTES_MAX);
-    Ok(())
 }
 
 /// Calls `spawn` on a thread that lives as long as this process.
@@ -174,6 +163,12 @@ impl Running {
         })
     }
 
+    /// Its number.
+    #[cfg(test)]
+    fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The child's standard output, once.
     pub(crate) fn take_stdout(&mut self) -> Option<std::process::ChildStdout> {
         self.child.stdout.take()
@@ -210,19 +205,24 @@ impl Running {
             let _ = listener.join();
         }
         let bytes = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
-        let text = String::from_utf8_lossy(&bytes);
-        let prefix = format!("{}: ", self.name);
-        let lines: Vec<_> = text
-            .lines()
-            .map(|line| line.strip_prefix(&prefix).unwrap_or(line).trim())
-            .filter(|line| !line.is_empty())
-            .collect();
-        lines
-            .join("; ")
-            .escape_debug()
-            .to_string()
-            .replace("\\'", "'")
+        cleaned(&self.name, &bytes)
     }
+}
+
+/// Messages of the child `name` on one line, without anything that a terminal would obey.
+pub(crate) fn cleaned(name: &str, said: &[u8]) -> String {
+    let text = String::from_utf8_lossy(said);
+    let prefix = format!("{name}: ");
+    let lines: Vec<_> = text
+        .lines()
+        .map(|line| line.strip_prefix(&prefix).unwrap_or(line).trim())
+        .filter(|line| !line.is_empty())
+        .collect();
+    lines
+        .join("; ")
+        .escape_debug()
+        .to_string()
+        .replace("\\'", "'")
 }
 
 impl Drop for Running {

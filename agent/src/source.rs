@@ -1,7 +1,7 @@
 //! Disks to read: what the way out takes its bytes from.
 
 mod nbd;
-mod open;
+pub(crate) mod open;
 mod raw;
 
 pub use nbd::{AHEAD_BYTES_MAX, NbdSource};

@@ -33,13 +33,13 @@
 
 mod answer;
 mod attempt;
-mod aws_profile;
+pub(crate) mod aws_profile;
 mod clouds;
 pub mod environment;
 mod failure;
 pub mod fault;
 pub mod folder;
-mod location;
+pub(crate) mod location;
 mod probe;
 pub mod settings;
 

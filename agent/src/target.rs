@@ -1,6 +1,6 @@
 //! Disks to write: where the way back puts its bytes.
 
-mod convert;
+pub(crate) mod convert;
 mod device;
 mod direct;
 mod file;

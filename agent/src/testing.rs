@@ -20,6 +20,7 @@ mod azurite;
 mod process;
 mod proxy;
 mod rclone;
+pub mod untrusted;
 mod weed;
 
 pub use azurite::AzureServer;

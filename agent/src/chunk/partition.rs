@@ -124,7 +124,7 @@ fn logical_partitions(
     let mut at = chain_start;
     // The bound also ends a chain that bites its own tail; its repetitions overlap and fall out.
     while found.len() < PARTITIONS_MAX {
-        if at == 0 || at.saturating_add(SECTOR_BYTES) > disk_bytes {
+        if at == 0 || !lies_inside(at, SECTOR_BYTES, disk_bytes) {
             break;
         }
         read(at, &mut sector)?;
@@ -228,7 +228,7 @@ fn guid_partitions(
         return Ok(Vec::new());
     }
     let table_bytes = entries * entry_bytes; // at most 1 MiB, by the bounds above
-    if entries_start.saturating_add(table_bytes as u64) > disk_bytes {
+    if !lies_inside(entries_start, table_bytes as u64, disk_bytes) {
         return Ok(Vec::new());
     }
     let mut table = vec![0; table_bytes];
@@ -242,6 +242,13 @@ fn guid_partitions(
             first.saturating_mul(SECTOR_BYTES)..last.saturating_add(1).saturating_mul(SECTOR_BYTES)
         })
         .collect())
+}
+
+/// Whether `count` bytes at `start` lie on the disk, also on one that ends where numbers end.
+fn lies_inside(start: u64, count: u64, disk_bytes: u64) -> bool {
+    start
+        .checked_add(count)
+        .is_some_and(|end| end <= disk_bytes)
 }
 
 /// The caller's slice is long enough; anything else reads as zero.

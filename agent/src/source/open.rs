@@ -11,15 +11,15 @@
 //!   in an image (but for VMDK extents, whose names are plain names of files beside it).
 
 mod check;
-mod graph;
-mod vmdk;
+pub(crate) mod graph;
+pub(crate) mod vmdk;
 
 use super::raw::open_disk;
 use super::{NbdSource, RawSource, Source};
 use crate::error::{Error, Kind, Result};
 use crate::format::{self, Format};
 use crate::nbd::client::Client;
-use crate::qemu::{self, Running, Tool};
+use crate::qemu::{self, Running, Task, Tool};
 use graph::{Graph, Reach};
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
@@ -143,7 +143,11 @@ fn serve(graph: &Graph) -> Result<NbdSource> {
     let name = graph.describe();
     let folder = qemu::private_folder()?;
     let socket = folder.path().join("nbd");
-    let mut command = Tool::Nbd.command(&format!("reading {name}"))?;
+    let mut command = Tool::Nbd.command(
+        &format!("reading {name}"),
+        Task::Serve(folder.path()),
+        &graph.files(),
+    )?;
     command
         .args(["--read-only", "--persistent", "--shared=0", "--socket"])
         .arg(&socket)

@@ -100,7 +100,7 @@ fn read_if_there(path: &Path) -> Result<Option<String>> {
 
 /// The values of an ini section, or `None` where there is no such section. Indented lines belong
 /// to nested settings (`s3 =`), which are none of ours.
-fn section_of(text: &str, section: &str) -> Option<BTreeMap<String, String>> {
+pub(crate) fn section_of(text: &str, section: &str) -> Option<BTreeMap<String, String>> {
     let mut found = None;
     let mut is_inside = false;
     for line in text.lines() {

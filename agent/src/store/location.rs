@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 /// A parsed location.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Location {
+pub(crate) enum Location {
     /// A folder of this machine.
     Folder(PathBuf),
     /// A prefix in a bucket or container of a cloud.
@@ -23,7 +23,7 @@ pub(super) enum Location {
 
 /// The clouds known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Cloud {
+pub(crate) enum Cloud {
     S3,
     Azure,
     Gcs,
@@ -32,7 +32,7 @@ pub(super) enum Cloud {
 const EXPECTED: &str = "a folder, s3://bucket/prefix, az://container/prefix or gs://bucket/prefix";
 
 impl Location {
-    pub(super) fn parse(text: &str) -> Result<Self> {
+    pub(crate) fn parse(text: &str) -> Result<Self> {
         if text.trim().is_empty() {
             return Err(Error::new(
                 Kind::Config,

@@ -10,7 +10,7 @@ use super::file::{claim, lock, publish, unfinished};
 use crate::error::{Error, Kind, Result};
 use crate::format::Format;
 use crate::nbd::server::{Export, Limits, Server};
-use crate::qemu::{self, Running, Tool};
+use crate::qemu::{self, Readable, Running, Task, Tool};
 use async_trait::async_trait;
 use bytes::Bytes;
 use serde_json::json;
@@ -163,9 +163,12 @@ pub async fn convert(
 ) -> Result<()> {
     let size_bytes = export.size_bytes();
     settings.check(size_bytes)?;
-    let mut command = Tool::Img.command(&format!("writing {}", path.display()))?;
+    let purpose = format!("writing {}", path.display());
+    Tool::Img.find(&purpose)?;
     // Dropped in reverse order: QEMU is stopped before its files and its socket go.
     let files = PartialFolder::create(path, settings.overwrite)?;
+    let task = Task::Write(&files.folder);
+    let mut command = Tool::Img.command(&purpose, task, &Readable::new())?;
     let socket_folder = qemu::private_folder()?;
     let socket = socket_folder.path().join("nbd");
     let server = Server::bind(&socket)?;
@@ -295,7 +298,7 @@ fn hear(mut stdout: ChildStdout, fractions: &Sender<f64>) {
 }
 
 /// Reads a line such as `    (12.50/100%)`.
-fn parse_progress(line: &[u8]) -> Option<f64> {
+pub(crate) fn parse_progress(line: &[u8]) -> Option<f64> {
     let text = std::str::from_utf8(line).ok()?.trim();
     let percent = text.strip_prefix('(')?.strip_suffix("/100%)")?;
     let percent: f64 = percent.parse().ok()?;
@@ -354,7 +357,8 @@ impl PartialFolder {
     /// Asks QEMU for the image's size, which must be the disk's.
     fn ensure_size(&self, format: Format, size_bytes: u64) -> Result<()> {
         let object = self.path.display().to_string();
-        let mut command = Tool::Img.command(&format!("writing {object}"))?;
+        let readable = vec![self.folder.clone()];
+        let mut command = Tool::Img.command(&format!("writing {object}"), Task::Look, &readable)?;
         command
             .args(["info", "--output=json", "-f", format.qemu_name()])
             .arg(self.image());

@@ -232,6 +232,33 @@ fn a_guid_table_of_absurd_size_is_bounded() {
     }
 }
 
+/// Where disk and table end with the numbers themselves, sums must not wrap into the disk.
+#[test]
+fn a_guid_table_behind_the_end_is_not_read() {
+    for (bytes, table_sector) in [
+        (8 * MIB, 8 * MIB / 512),
+        (8 * MIB, u64::MAX),
+        (u64::MAX, u64::MAX / 512),
+        (u64::MAX, u64::MAX),
+    ] {
+        let mut header = vec![0; 512];
+        header[..8].copy_from_slice(b"EFI PART");
+        header[72..80].copy_from_slice(&table_sector.to_le_bytes());
+        header[80..84].copy_from_slice(&4_u32.to_le_bytes());
+        header[84..88].copy_from_slice(&128_u32.to_le_bytes());
+        let mut disk = Disk {
+            bytes,
+            parts: vec![(0, record(&[(0xee, 1, u32::MAX)])), (512, header)],
+            reads: 0,
+        };
+        disk.regions();
+        assert_eq!(
+            disk.reads, 2,
+            "{bytes} bytes, table at sector {table_sector}"
+        );
+    }
+}
+
 proptest! {
     #[test]
     fn no_table_does_harm(

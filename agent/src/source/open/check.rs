@@ -7,7 +7,7 @@
 
 use crate::error::{Error, Kind, Result};
 use crate::format::Format;
-use crate::qemu::{self, Tool};
+use crate::qemu::{self, Readable, Task, Tool};
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -28,14 +28,14 @@ mod exit {
     pub(super) const NO_CHECK_FOR_FORMAT: i32 = 63;
 }
 
-/// Checks one file; `node` are its options for QEMU. VHD and VHDX images are checked by QEMU when
+/// Checks one file; `node` are its options for QEMU, `files` what it is made of. VHD and VHDX images are checked by QEMU when
 /// they are opened.
-pub(super) fn check(mut node: Value, object: &str, format: Format) -> Result<()> {
+pub(super) fn check(mut node: Value, files: &Readable, object: &str, format: Format) -> Result<()> {
     if !matches!(format, Format::Qcow2 | Format::Vmdk) {
         return Ok(());
     }
     node["backing"] = Value::Null;
-    let mut command = Tool::Img.command(&format!("reading {object}"))?;
+    let mut command = Tool::Img.command(&format!("reading {object}"), Task::Look, files)?;
     command.args(["check", "--output=json", &format!("json:{node}")]);
     let finished = match qemu::run(command, object, CHECK_TIME_MAX) {
         Err(error) if error.kind() == Kind::Unavailable => {

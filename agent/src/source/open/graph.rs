@@ -7,7 +7,7 @@
 use super::{Image, check, vmdk};
 use crate::error::{Error, Kind, Result};
 use crate::format::Format;
-use crate::qemu::{self, Tool};
+use crate::qemu::{self, Readable, Task, Tool};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::fmt;
@@ -98,6 +98,8 @@ pub(super) struct Layer {
     format: Format,
     /// Where a qcow2 image keeps its data, if not in itself.
     data_file: Option<PathBuf>,
+    /// The other files that a VMDK consists of.
+    extents: Vec<PathBuf>,
 }
 
 impl fmt::Display for Layer {
@@ -147,10 +149,16 @@ impl Graph {
         self.layers.iter().try_for_each(|layer| {
             check::check(
                 layer.node(),
+                &layer.files(),
                 &layer.path.display().to_string(),
                 layer.format,
             )
         })
+    }
+
+    /// Every file that is read for it.
+    pub(super) fn files(&self) -> Readable {
+        self.layers.iter().flat_map(Layer::files).collect()
     }
 
     /// Top first.
@@ -185,12 +193,12 @@ impl Graph {
 /// What `qemu-img info` says of one file.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-struct Info {
+pub(crate) struct Info {
     virtual_size: u64,
     #[serde(default)]
     encrypted: bool,
     full_backing_filename: Option<String>,
-    backing_filename: Option<String>,
+    pub(crate) backing_filename: Option<String>,
     backing_filename_format: Option<String>,
     #[serde(default)]
     format_specific: Specific,
@@ -223,12 +231,13 @@ impl Layer {
             path,
             format,
             data_file: None,
+            extents: Vec::new(),
         };
         if format == Format::Raw {
             return Ok((layer, None));
         }
         if format == Format::Vmdk {
-            vmdk::check_extents(&layer.path, reach)?;
+            layer.extents = vmdk::check_extents(&layer.path, reach)?;
         }
         let info = layer.info()?;
         if info.encrypted {
@@ -273,7 +282,11 @@ impl Layer {
 
     fn info(&self) -> Result<Info> {
         let object = self.path.display().to_string();
-        let mut command = Tool::Img.command(&format!("reading {object} ({})", self.format))?;
+        let mut command = Tool::Img.command(
+            &format!("reading {object} ({})", self.format),
+            Task::Look,
+            &self.files(),
+        )?;
         let name = format!("json:{}", self.node());
         command.args(["info", "--output=json", &name]);
         let answer = qemu::ask(command, &object, INFO_TIME_MAX)?;
@@ -329,6 +342,14 @@ impl Layer {
         Ok(Some((path, format)))
     }
 
+    /// This file, and those that are no images of their own.
+    fn files(&self) -> Readable {
+        let mut files = vec![self.path.clone()];
+        files.extend(self.data_file.clone());
+        files.extend(self.extents.iter().cloned());
+        files
+    }
+
     /// This file alone, as QEMU's options.
     fn node(&self) -> Value {
         let mut node = json!({
@@ -356,7 +377,7 @@ fn file_node(path: &Path) -> Value {
 }
 
 /// The path of a file that `image` names, refusing what QEMU would take for a protocol.
-fn beside(image: &Path, named: &str) -> Result<PathBuf> {
+pub(crate) fn beside(image: &Path, named: &str) -> Result<PathBuf> {
     let before_slash = named.split('/').next().unwrap_or_default();
     if before_slash.contains(':') || named.is_empty() {
         return Err(Error::new(

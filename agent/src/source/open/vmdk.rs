@@ -8,7 +8,7 @@ use super::graph::Reach;
 use super::{Image, open_disk, read_up_to};
 use crate::error::{Error, Kind, Result};
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// As much of a descriptor as QEMU reads.
 const DESCRIPTOR_BYTES_MAX: usize = 1 << 20;
@@ -17,12 +17,14 @@ const DESCRIPTOR_SECTOR_AT: usize = 28;
 /// How deep extents may hold descriptors of their own. VMware never does that.
 const DEPTH_MAX: usize = 4;
 
-/// Checks all extents of the VMDK at `path`, a descriptor file or a sparse extent.
-pub(super) fn check_extents(path: &Path, reach: &Reach) -> Result<()> {
-    check(path, reach, DEPTH_MAX)
+/// Checks all extents of the VMDK at `path`, a descriptor file or a sparse extent, and names them.
+pub(super) fn check_extents(path: &Path, reach: &Reach) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    check(path, reach, DEPTH_MAX, &mut found)?;
+    Ok(found)
 }
 
-fn check(path: &Path, reach: &Reach, depth: usize) -> Result<()> {
+fn check(path: &Path, reach: &Reach, depth: usize, checked: &mut Vec<PathBuf>) -> Result<()> {
     let file = open_disk(path)?;
     let descriptor = descriptor(&file)
         .map_err(|error| Error::io(format!("cannot read {}", path.display()), error))?;
@@ -64,7 +66,8 @@ fn check(path: &Path, reach: &Reach, depth: usize) -> Result<()> {
             )
             .advise("copy the image again from where it came"));
         }
-        check(&extent, reach, depth - 1)?;
+        check(&extent, reach, depth - 1, checked)?;
+        checked.push(extent);
     }
     Ok(())
 }
@@ -89,13 +92,13 @@ fn descriptor(file: &File) -> std::io::Result<Vec<u8>> {
 
 /// One line such as `RW 4192256 SPARSE "disk-s001.vmdk"` or `RW 8192 FLAT "disk-flat.vmdk" 128`.
 #[derive(Debug, PartialEq, Eq)]
-struct Extent<'a> {
-    name: &'a [u8],
+pub(crate) struct Extent<'a> {
+    pub(crate) name: &'a [u8],
     /// How long the file must be at least, in bytes, where the line tells.
-    bytes_min: u64,
+    pub(crate) bytes_min: u64,
 }
 
-fn extents(descriptor: &[u8]) -> impl Iterator<Item = Extent<'_>> {
+pub(crate) fn extents(descriptor: &[u8]) -> impl Iterator<Item = Extent<'_>> {
     descriptor.split(|&byte| byte == b'\n').filter_map(|line| {
         let mut words = line
             .split(|byte| byte.is_ascii_whitespace() || *byte == 0x0b)
