@@ -12,7 +12,7 @@ use prost::Message as _;
 use tidegate_protocol::aead::SealKey;
 use tidegate_protocol::checkpoint::{self, Block, Checkpoint};
 use tidegate_protocol::descriptor::Descriptor;
-use tidegate_protocol::frame::{FrameOpener, encode_payload};
+use tidegate_protocol::frame::{FrameOpener, PayloadEncoder};
 use tidegate_protocol::ids::{PackId, PageId, SegmentId, SlotId};
 use tidegate_protocol::key_file;
 use tidegate_protocol::keys::{Level, Secret};
@@ -22,7 +22,6 @@ use tidegate_protocol::page::{Inner, Leaf, PageRef};
 use tidegate_protocol::record::{self, Head, Header, Kind};
 use tidegate_protocol::segment::Segment;
 use tidegate_protocol::slot::{self, Credential, NewWrapping, Slot, SlotRandom, Wrapping};
-use zstd::bulk::Compressor;
 
 const MIB: usize = 1 << 20;
 
@@ -270,9 +269,8 @@ fn frame(payload: &[u8]) {
         return;
     }
     let raw = raw.to_vec();
-    let mut again = Vec::new();
-    encode_payload(&raw, &mut Compressor::new(1).unwrap(), &mut again);
-    let sealed = key.seal(72, b"header", &again);
+    let mut encoder = PayloadEncoder::new(1).unwrap();
+    let sealed = key.seal(72, b"header", encoder.encode(&raw));
     assert!(opener.open(&key, b"header", 72, &sealed).unwrap() == raw);
 }
 

@@ -17,7 +17,7 @@ use crate::repository::{Repository, refused};
 use std::collections::HashMap;
 use std::sync::Arc;
 use tidegate_protocol::FormatError;
-use tidegate_protocol::frame;
+use tidegate_protocol::frame::PayloadEncoder;
 use tidegate_protocol::ids::{ChunkId, PackId, PageId};
 use tidegate_protocol::keys::Keys;
 use tidegate_protocol::limits::TREE_LEVELS_MAX;
@@ -76,12 +76,11 @@ fn reseal(old: PackId, bytes: &[u8], keys: &Keys, random: PackRandom) -> Result<
         .and_then(|header| header.frames_key(keys))
         .map_err(unreadable)?;
     let footer = Footer::open(bytes, keys).map_err(unreadable)?;
-    let mut compressor = zstd::bulk::Compressor::new(3)
-        .map_err(|error| Error::io("cannot make a compressor", error))?;
+    let mut encoder =
+        PayloadEncoder::new(3).map_err(|error| Error::io("cannot make a compressor", error))?;
     let mut pack = PackWriter::new(PackKind::Tree, keys, random, Vec::new()).map_err(refused)?;
     // Where the pages so far lie in the new pack: pages above them refer to them.
     let mut moved: HashMap<PageId, Location> = HashMap::new();
-    let mut payload = Vec::new();
     for frame in &footer.frames {
         let sealed = bytes
             .get(frame.range.start as usize..frame.range.end as usize)
@@ -101,9 +100,8 @@ fn reseal(old: PackId, bytes: &[u8], keys: &Keys, random: PackRandom) -> Result<
             }
             Ok(())
         })?;
-        frame::encode_payload(&raw, &mut compressor, &mut payload);
         let range = pack
-            .push(&payload, items.iter().copied())
+            .push(encoder.encode(&raw), items.iter().copied())
             .map_err(refused)?;
         let mut offset_in_frame = 0;
         for (id, length) in items {
