@@ -10,7 +10,7 @@ mod cut;
 use crate::image::Image;
 use crate::table::{Table, grouped, mib};
 use anyhow::{Context, Result};
-use cut::{Method, Pieces};
+pub(crate) use cut::{Method, Pieces, cpu_time};
 use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::path::PathBuf;

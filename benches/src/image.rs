@@ -65,6 +65,11 @@ impl Image {
         paths.iter().map(|path| Self::open(path)).collect()
     }
 
+    /// Where it was opened.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     pub(crate) fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
         self.file
             .read_exact_at(buffer, offset)

@@ -7,6 +7,7 @@
 #![allow(clippy::print_stderr, reason = "a command-line program")]
 
 mod chunking;
+mod compression;
 mod image;
 mod speed;
 mod table;
@@ -24,7 +25,9 @@ struct Arguments {
 enum Bench {
     /// What each way of chunking leaves to store, and how fast it cuts
     Chunking(chunking::Arguments),
-    /// Backup, unchanged re-run and restore of an image, beside peers and limits
+    /// What each way of compressing leaves to store, and how fast it is
+    Compression(compression::Arguments),
+    /// Backups and restores of real images, beside peers and limits
     Speed(speed::Arguments),
     /// Reads and hashes an image (a child of `speed`)
     #[command(hide = true)]
@@ -37,6 +40,7 @@ enum Bench {
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().bench {
         Bench::Chunking(arguments) => chunking::run(&arguments),
+        Bench::Compression(arguments) => compression::run(&arguments),
         Bench::Speed(arguments) => speed::run(&arguments),
         Bench::LimitHash(arguments) => speed::limit::hash(&arguments),
         Bench::LimitCopy(arguments) => speed::limit::copy(&arguments),

@@ -1,55 +1,71 @@
-//! The speed of backup, unchanged re-run and restore, beside peers and physical limits.
+//! The speed of backups and restores, beside peers and physical limits.
 //!
-//! Everything runs as a child process, so that time, CPU and peak memory are taken alike. A run is:
-//! every contender once, each with a repository of its own; runs are repeated, so contenders are
-//! interleaved and a busy minute of the machine hits all of them. The table shows medians. Every
-//! restore is compared with the image, bit for bit; a difference ends the bench.
+//! Everything runs as a child process, so that time, CPU and peak memory are taken alike. A run is
+//! every contender once, each with a repository of its own: four generations of a server one after the
+//! other, the last once more unchanged, and its restore. Runs are repeated, so contenders are interleaved
+//! and a busy minute of the machine hits all of them; the table shows medians. Every restore is compared
+//! with the image, bit for bit; a difference ends the bench. What does not depend on the machine is
+//! taken once: what three independent installs come to, and what all of it asks of an S3 server.
 //!
-//! The image stays in the page cache throughout, for all alike: disks of test machines say little
+//! The images stay in the page cache throughout, for all alike: disks of test machines say little
 //! about disks of hypervisor hosts, and what is compared is the software.
 
 mod child;
 mod contender;
 pub(crate) mod limit;
 mod machine;
+mod page;
+mod requests;
 
 use crate::image::Image;
-use crate::table::{Table, grouped, mib};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use child::Cost;
-use contender::{Contender, Step};
+use contender::{Contender, Place};
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// The raw image to back up
-    #[arg(value_name = "IMAGE")]
-    image: PathBuf,
+    /// What `benches/images` has made: generations/*.raw and installs/*.raw. Repositories and restored
+    /// images go there too, for the time of the bench: about 12 GiB
+    #[arg(value_name = "IMAGES")]
+    images: PathBuf,
+    /// The peers that `benches/peers` has fetched; those that are not there are left out
+    #[arg(long, value_name = "FOLDER")]
+    peers: Option<PathBuf>,
     /// The tidegate binary; beside this program, if not named
     #[arg(long, value_name = "FILE")]
     tidegate: Option<PathBuf>,
-    /// The restic binary; left out, if not named (benches/peers fetches one)
-    #[arg(long, value_name = "FILE")]
-    restic: Option<PathBuf>,
-    /// Where repositories and restored images go, for the time of the bench; needs about three
-    /// times the image's allocated size
-    #[arg(long, value_name = "FOLDER", default_value_os_t = std::env::temp_dir())]
-    work: PathBuf,
     /// Runs of every contender
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
+    /// Leave out what is asked of an S3 server (`tools/test --install` installs one)
+    #[arg(long)]
+    no_s3: bool,
     /// The results, as a page of Markdown
     #[arg(long, value_name = "FILE", default_value = "benches/RESULTS.md")]
     out: PathBuf,
 }
 
-const MIB: f64 = 1048576.0;
+/// What is measured.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Figure {
+    /// The first generation into a new repository.
+    First,
+    /// All generations, one after the other; the first is among them.
+    Generations,
+    /// The last generation once more, read in full.
+    Unchanged,
+    /// The last generation into a new sparse file.
+    Restore,
+    /// Independent installs into one new repository.
+    Installs,
+}
 
-/// One step of one contender in one run.
+/// What one contender took for a figure in one run.
+#[derive(Clone, Copy)]
 struct Sample {
     cost: Cost,
     /// What lies in the repository afterwards, where there is one.
@@ -62,95 +78,246 @@ struct Stored {
     objects: u64,
 }
 
-/// What is to be backed up.
+type Samples = BTreeMap<(Figure, usize), Vec<Sample>>;
+
+/// What is backed up.
 struct Workload {
-    image: Image,
-    path: PathBuf,
-    /// The image's blocks that are not zero, one behind the other: what a compressor is given.
-    compact: PathBuf,
-    nonzero_bytes: u64,
+    generations: Vec<Image>,
+    installs: Vec<Image>,
+    /// The first generation's blocks that are not zero, one behind the other: what a compressor is
+    /// given.
+    first_nonzero: PathBuf,
+    /// The same of the last, compressed: what a decompressor is given.
+    last_nonzero_zst: PathBuf,
+    nonzero_bytes: BTreeMap<Figure, u64>,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let folder = std::path::absolute(&arguments.work)?;
+    let folder = std::path::absolute(&arguments.images)?;
     let work = tempfile::Builder::new()
-        .prefix("tidegate-benches-")
-        .tempdir_in(folder)
-        .with_context(|| format!("make a folder in {}", arguments.work.display()))?;
-    let workload = Workload::prepare(&arguments.image, work.path())?;
-    let contenders = Contender::all(arguments.tidegate.as_deref(), arguments.restic.as_deref())?;
+        .prefix(".tidegate-benches-")
+        .tempdir_in(&folder)
+        .with_context(|| format!("make a folder in {}", folder.display()))?;
+    let workload = Workload::prepare(&folder, work.path())?;
+    let contenders = Contender::all(arguments.tidegate.as_deref(), arguments.peers.as_deref())?;
 
-    let mut samples: BTreeMap<(usize, Step), Vec<Sample>> = BTreeMap::new();
+    let mut samples = Samples::new();
     for run in 1..=arguments.runs {
         for (index, contender) in contenders.iter().enumerate() {
-            let folder = work.path().join("run");
-            std::fs::create_dir(&folder)?;
-            for (step, sample) in once(contender, &workload, &folder)
-                .with_context(|| format!("run {run} of {}", contender.name()))?
-            {
-                eprintln!(
-                    "run {run}: {} {}: {:.2} s",
-                    contender.name(),
-                    step.name(),
-                    sample.cost.wall.as_secs_f64()
-                );
-                samples.entry((index, step)).or_default().push(sample);
+            let during = || format!("run {run} of {}", contender.name());
+            let folder = fresh(work.path())?;
+            let mut taken = generations(contender, &workload, &folder).with_context(during)?;
+            if run == 1 && contender.keeps_a_repository() {
+                let folder = fresh(work.path())?;
+                taken.push(installs(contender, &workload, &folder).with_context(during)?);
             }
-            std::fs::remove_dir_all(&folder)?;
+            for (figure, sample) in taken {
+                let seconds = sample.cost.wall.as_secs_f64();
+                eprintln!(
+                    "run {run}: {}: {}: {seconds:.2} s",
+                    contender.name(),
+                    figure.name()
+                );
+                samples.entry((figure, index)).or_default().push(sample);
+            }
         }
     }
+    let requests = match arguments.no_s3 {
+        true => Vec::new(),
+        false => requests::count(&contenders, &workload, || fresh(work.path()))?,
+    };
 
-    let page = page(&workload, &contenders, &samples, arguments)?;
+    let page = page::write(&workload, &contenders, &samples, &requests, arguments.runs)?;
     std::fs::write(&arguments.out, &page)
         .with_context(|| format!("write {}", arguments.out.display()))?;
     print!("{page}");
     Ok(())
 }
 
-/// All steps of one contender, in an empty folder.
-fn once(contender: &Contender, workload: &Workload, folder: &Path) -> Result<Vec<(Step, Sample)>> {
-    let mut place = contender.prepare(workload, folder)?;
-    let mut samples = Vec::new();
-    for &step in contender.steps() {
-        // What the step before wrote would otherwise be written out at this step's cost.
-        rustix::fs::sync();
-        let command = contender.command(step, workload, &place)?;
-        let (cost, output) = child::run(command)?;
-        place.learn(contender, &output)?;
-        if let Some(restored) = place.restored_by(step) {
-            workload
-                .image
-                .ensure_equal(&restored)
-                .with_context(|| format!("{} restored a different image", contender.name()))?;
-            std::fs::remove_file(&restored)?;
-        }
-        let stored = match place.repository() {
-            Some(repository) => Some(Stored::of(repository)?),
-            None => None,
-        };
-        samples.push((step, Sample { cost, stored }));
+/// An empty folder; what the one before held is gone.
+fn fresh(work: &Path) -> Result<PathBuf> {
+    let folder = work.join("run");
+    if folder.exists() {
+        std::fs::remove_dir_all(&folder)?;
     }
+    std::fs::create_dir(&folder)?;
+    Ok(folder)
+}
+
+/// Everything about the generations.
+fn generations(
+    contender: &Contender,
+    workload: &Workload,
+    folder: &Path,
+) -> Result<Vec<(Figure, Sample)>> {
+    let place = Place::in_folder(folder);
+    let last = workload.generations.last().context("no generations")?;
+    if !contender.keeps_a_repository() {
+        return limits(contender, workload, &place);
+    }
+    contender.init(&place)?;
+    let mut samples = Vec::new();
+    let mut sum: Option<Sample> = None;
+    for image in &workload.generations {
+        let machine = place.machine("server", image)?;
+        let sample = timed(
+            contender,
+            &place,
+            contender.backup(&place, &machine, false)?,
+        )?;
+        let so_far = match sum {
+            None => {
+                samples.push((Figure::First, sample));
+                sample
+            }
+            Some(before) => before.and_then(sample),
+        };
+        sum = Some(so_far);
+    }
+    samples.extend(sum.map(|sum| (Figure::Generations, sum)));
+    let machine = place.machine("server", last)?;
+    let again = contender.backup(&place, &machine, true)?;
+    samples.push((Figure::Unchanged, timed(contender, &place, again)?));
+    let (restore, restored) = contender.restore(&place, &machine)?;
+    samples.push((Figure::Restore, timed(contender, &place, restore)?));
+    last.ensure_equal(&restored)
+        .with_context(|| format!("{} restored a different image", contender.name()))?;
     Ok(samples)
 }
 
+fn limits(
+    contender: &Contender,
+    workload: &Workload,
+    place: &Place,
+) -> Result<Vec<(Figure, Sample)>> {
+    let (figure, command, result) = contender.limit(workload, place)?;
+    let mut sample = timed(contender, place, command)?;
+    if figure == Figure::First {
+        sample.stored = Some(Stored::of(&result)?);
+    }
+    Ok(vec![(figure, sample)])
+}
+
+/// Three machines that have nothing to do with each other, into one repository.
+fn installs(contender: &Contender, workload: &Workload, folder: &Path) -> Result<(Figure, Sample)> {
+    let place = Place::in_folder(folder);
+    contender.init(&place)?;
+    let mut sum: Option<Sample> = None;
+    for (number, image) in workload.installs.iter().enumerate() {
+        let machine = place.machine(&format!("install{number}"), image)?;
+        let sample = timed(
+            contender,
+            &place,
+            contender.backup(&place, &machine, false)?,
+        )?;
+        sum = Some(sum.map_or(sample, |before| before.and_then(sample)));
+    }
+    let sum = sum.context("no installs")?;
+    Ok((Figure::Installs, sum))
+}
+
+/// Runs a command; what was written before is not written out at its cost.
+fn timed(contender: &Contender, place: &Place, command: std::process::Command) -> Result<Sample> {
+    rustix::fs::sync();
+    let (cost, _) = child::run(command)?;
+    let stored = match contender.keeps_a_repository() {
+        true => Some(Stored::of(&place.repository_folder())?),
+        false => None,
+    };
+    Ok(Sample { cost, stored })
+}
+
+impl Figure {
+    const ALL: [Self; 5] = [
+        Self::First,
+        Self::Generations,
+        Self::Unchanged,
+        Self::Restore,
+        Self::Installs,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::First => "first backup",
+            Self::Generations => "all generations",
+            Self::Unchanged => "unchanged re-run",
+            Self::Restore => "restore",
+            Self::Installs => "three installs",
+        }
+    }
+}
+
+impl Sample {
+    /// This and then another one.
+    fn and_then(self, next: Self) -> Self {
+        Self {
+            cost: Cost {
+                wall: self.cost.wall + next.cost.wall,
+                cpu: self.cost.cpu + next.cost.cpu,
+                rss_bytes_peak: self.cost.rss_bytes_peak.max(next.cost.rss_bytes_peak),
+            },
+            stored: next.stored,
+        }
+    }
+}
+
 impl Workload {
-    /// Reads the image once: it is in the page cache from then on, as far as memory allows.
-    fn prepare(path: &Path, work: &Path) -> Result<Self> {
-        let image = Image::open(path)?;
-        let compact = work.join("nonzero");
-        let mut out = File::create(&compact)?;
-        let mut nonzero_bytes = 0;
-        image.each_block(&mut |block| {
-            nonzero_bytes += block.len() as u64;
-            Ok(out.write_all(block)?)
-        })?;
+    /// Reads the images once: they are in the page cache from then on, as far as memory allows.
+    fn prepare(images: &Path, work: &Path) -> Result<Self> {
+        let generations = Image::open_folder(&images.join("generations"))?;
+        let installs = Image::open_folder(&images.join("installs"))?;
+        let first_nonzero = work.join("first");
+        let last_nonzero_zst = work.join("last.zst");
+        let mut bytes = Vec::new();
+        for (number, image) in generations.iter().enumerate() {
+            let last = work.join("last");
+            let mut out = match number {
+                0 => Some(File::create(&first_nonzero)?),
+                _ if number + 1 == generations.len() => Some(File::create(&last)?),
+                _ => None,
+            };
+            bytes.push(nonzero(image, &mut out)?);
+        }
+        let mut zstd = std::process::Command::new("zstd");
+        zstd.args(["-1", "-T2", "-q", "--rm", "-o"])
+            .arg(&last_nonzero_zst)
+            .arg(work.join("last"));
+        child::run(zstd)?;
+        let installs_bytes = installs
+            .iter()
+            .map(|image| nonzero(image, &mut None))
+            .sum::<Result<u64>>()?;
+        let (Some(&first), Some(&last)) = (bytes.first(), bytes.last()) else {
+            anyhow::bail!("no generations");
+        };
+        ensure!(bytes.len() > 1, "one generation is not enough");
         Ok(Self {
-            image,
-            path: std::path::absolute(path)?,
-            compact,
-            nonzero_bytes,
+            generations,
+            installs,
+            first_nonzero,
+            last_nonzero_zst,
+            nonzero_bytes: BTreeMap::from([
+                (Figure::First, first),
+                (Figure::Generations, bytes.iter().sum()),
+                (Figure::Unchanged, last),
+                (Figure::Restore, last),
+                (Figure::Installs, installs_bytes),
+            ]),
         })
     }
+}
+
+/// Counts the bytes of blocks that are not zero, and writes them out where somebody wants them.
+fn nonzero(image: &Image, out: &mut Option<File>) -> Result<u64> {
+    let mut bytes = 0;
+    image.each_block(&mut |block| {
+        bytes += block.len() as u64;
+        match out {
+            Some(out) => Ok(out.write_all(block)?),
+            None => Ok(()),
+        }
+    })?;
+    Ok(bytes)
 }
 
 impl Stored {
@@ -175,74 +342,6 @@ impl Stored {
         }
         Ok(total)
     }
-}
-
-/// The results as a page.
-#[expect(clippy::cast_precision_loss, reason = "shown with few digits")]
-fn page(
-    workload: &Workload,
-    contenders: &[Contender],
-    samples: &BTreeMap<(usize, Step), Vec<Sample>>,
-    arguments: &Arguments,
-) -> Result<String> {
-    let mut table = Table::new(&[
-        "Step",
-        "seconds",
-        "least–most",
-        "MiB/s of data",
-        "CPU seconds",
-        "peak RSS MiB",
-        "stored MiB",
-        "objects",
-    ]);
-    for step in Step::ALL {
-        for (index, contender) in contenders.iter().enumerate() {
-            let Some(samples) = samples.get(&(index, step)) else {
-                continue;
-            };
-            let walls: Vec<f64> = samples.iter().map(|s| s.cost.wall.as_secs_f64()).collect();
-            let seconds = median(walls.clone());
-            let cpu = median(samples.iter().map(|s| s.cost.cpu.as_secs_f64()).collect());
-            let rss = samples
-                .iter()
-                .map(|s| s.cost.rss_bytes_peak)
-                .max()
-                .unwrap_or(0);
-            let stored = samples.iter().rev().find_map(|s| s.stored);
-            table.row(vec![
-                format!("{}: {}", step.name(), contender.name()),
-                format!("{seconds:.2}"),
-                format!(
-                    "{:.2}–{:.2}",
-                    walls.iter().copied().fold(f64::INFINITY, f64::min),
-                    walls.iter().copied().fold(0.0, f64::max)
-                ),
-                format!("{:.0}", workload.nonzero_bytes as f64 / MIB / seconds),
-                format!("{cpu:.1}"),
-                mib(rss),
-                stored.map_or_else(String::new, |stored| mib(stored.bytes)),
-                stored.map_or_else(String::new, |stored| grouped(stored.objects)),
-            ]);
-        }
-    }
-    let mut page = String::new();
-    writeln!(page, "# Speed\n")?;
-    writeln!(
-        page,
-        "Written by `tidegate-benches speed`: medians of {} interleaved runs; peak RSS is the highest of\n\
-         all runs. One raw image of {} MiB, {} MiB of it not zero (\"data\"), in the page cache for all alike;\n\
-         repositories are folders on the same disk. Every restore was compared with the image, bit for bit.\n",
-        arguments.runs,
-        mib(workload.image.bytes),
-        mib(workload.nonzero_bytes),
-    )?;
-    writeln!(page, "{table}")?;
-    writeln!(page, "What the steps are:\n")?;
-    for contender in contenders {
-        writeln!(page, "- **{}**: {}", contender.name(), contender.explain())?;
-    }
-    writeln!(page, "\n{}", machine::describe(contenders)?)?;
-    Ok(page)
 }
 
 fn median(mut values: Vec<f64>) -> f64 {

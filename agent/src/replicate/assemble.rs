@@ -16,7 +16,7 @@ use crate::error::{Error, Kind, Result};
 use crate::repository::index::{Index, IndexReader};
 use crate::repository::refused;
 use crate::repository::tree::{LeafContent, OldTree, TreeWriter};
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, PoisonError};
 use tidegate_protocol::ids::{ChunkId, PackId};
@@ -28,6 +28,10 @@ use tokio::sync::mpsc::Sender;
 /// Extents of waiting leaves beyond which the open pack is closed early, so that memory stays
 /// bounded when little of much is new: about 50 MB.
 const WAITING_EXTENTS_MAX: usize = 400_000;
+
+/// Places of chunks of this run that are remembered, though the index knows them: a look there costs
+/// more. About 30 MB, with the claims.
+const PLACES_MAX: usize = 200_000;
 
 /// Chunks after which a dry run forgets what it has met: about 130 MB. What repeats after more than
 /// that is counted as new again.
@@ -57,8 +61,10 @@ pub(super) struct Assembler<'a, F> {
     pack: Option<PackWriter>,
     /// Chunks of the open pack.
     open: Vec<(ChunkId, Location)>,
-    /// Chunks of this run whose packs have a name and have not landed.
+    /// Chunks of this run whose packs have a name: all that have not landed, and many that have.
     places: HashMap<ChunkId, Location>,
+    /// Those that have landed, pack by pack.
+    known: VecDeque<Vec<ChunkId>>,
     waiting: Vec<Waiting>,
     waiting_extents: usize,
     /// Data packs that this run has written.
@@ -98,6 +104,7 @@ pub(super) fn assembler<'a>(
         pack: None,
         open: Vec::new(),
         places: HashMap::new(),
+        known: VecDeque::new(),
         waiting: Vec::new(),
         waiting_extents: 0,
         own: HashSet::new(),
@@ -287,9 +294,14 @@ impl<F: FnMut() -> Result<PackRandom>> Assembler<'_, F> {
     fn forget_landed(&mut self) {
         let landed =
             std::mem::take(&mut *self.landed.lock().unwrap_or_else(PoisonError::into_inner));
-        for chunk in landed.iter().flatten() {
-            self.places.remove(chunk);
-            self.shared.claims.release(chunk);
+        self.known.extend(landed);
+        while self.places.len() > PLACES_MAX
+            && let Some(oldest) = self.known.pop_front()
+        {
+            for chunk in &oldest {
+                self.places.remove(chunk);
+                self.shared.claims.release(chunk);
+            }
         }
     }
 }

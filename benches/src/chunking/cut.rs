@@ -20,8 +20,8 @@ const WINDOW_BYTES: usize = 1 << 20;
 const SEED: u64 = 0x7469_6465;
 
 /// A named way of chunking.
-pub(super) struct Method {
-    pub(super) name: &'static str,
+pub(crate) struct Method {
+    pub(crate) name: &'static str,
     rule: Rule,
 }
 
@@ -37,7 +37,7 @@ enum Rule {
 
 impl Method {
     /// In the order of the table.
-    pub(super) fn all() -> Vec<Self> {
+    pub(crate) fn all() -> Vec<Self> {
         let fixed = |name, kib: u32| Self {
             name,
             rule: Rule::Tidegate(ChunkerParams::Fixed {
@@ -88,21 +88,21 @@ type Cut<'a> = dyn FnMut(&[u8], bool, &mut Vec<Piece>) -> usize + 'a;
 
 /// What cutting cost.
 #[derive(Default)]
-pub(super) struct Spent {
+pub(crate) struct Spent {
     /// Bytes looked at, zeros among them.
-    pub(super) bytes: u64,
+    pub(crate) bytes: u64,
     /// CPU time of the cutting alone, without the reading.
-    pub(super) time: Duration,
+    pub(crate) time: Duration,
 }
 
 /// One image and the way it is cut.
-pub(super) struct Pieces<'a> {
+pub(crate) struct Pieces<'a> {
     image: &'a Image,
     rule: Rule,
 }
 
 impl<'a> Pieces<'a> {
-    pub(super) fn of(image: &'a Image, method: &Method) -> Self {
+    pub(crate) fn of(image: &'a Image, method: &Method) -> Self {
         Self {
             image,
             rule: method.rule,
@@ -110,7 +110,7 @@ impl<'a> Pieces<'a> {
     }
 
     /// Hands every chunk of the image to `consume`, in order.
-    pub(super) fn each(&self, consume: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<Spent> {
+    pub(crate) fn each(&self, consume: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<Spent> {
         let mut spent = Spent::default();
         match self.rule {
             Rule::Tidegate(params) => {
@@ -219,7 +219,7 @@ fn cut_by_fastcdc(
 }
 
 /// CPU time of this thread.
-fn cpu_time() -> Duration {
+pub(crate) fn cpu_time() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(
         u64::try_from(time.tv_sec).unwrap_or(0),
