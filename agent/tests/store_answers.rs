@@ -120,6 +120,31 @@ async fn a_busy_store_is_asked_again() {
 }
 
 #[tokio::test]
+async fn a_pause_that_the_store_asks_for_is_made() {
+    let asking = |pause: &str| {
+        Answer::Bytes(format!(
+            "HTTP/1.1 503 Slow Down\r\nRetry-After: {pause}\r\nContent-Length: 0\r\n\
+             Connection: close\r\n\r\n"
+        ))
+    };
+    let started = std::time::Instant::now();
+    let created = create(vec![asking("1"), stored()]).await.unwrap();
+    assert_eq!(created, Created::New);
+    assert!(started.elapsed() >= Duration::from_secs(1));
+    // One that leaves no time is not waited for, and a date is no number.
+    let error = create(vec![asking("3600")]).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Unavailable);
+    let text = error.chain();
+    let last = "the store answered 503, to be asked again after 3600 s";
+    assert!(
+        text.contains("gave up after") && text.ends_with(last),
+        "{text}"
+    );
+    let date = asking("Fri, 31 Dec 1999 23:59:59 GMT");
+    assert_eq!(create(vec![date, stored()]).await.unwrap(), Created::New);
+}
+
+#[tokio::test]
 async fn a_conflict_of_two_writers_is_not_taken_for_an_answer() {
     let conflict = refusal("409 Conflict", "ConditionalRequestConflict");
     let exists = refusal("412 Precondition Failed", "PreconditionFailed");

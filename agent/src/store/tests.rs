@@ -141,6 +141,18 @@ async fn bodies_that_end_early_are_read_again_and_then_called_truncated() {
 }
 
 #[tokio::test]
+async fn a_body_that_ends_early_after_other_failures_is_no_truncated_object() {
+    let (faults, store) = faulty();
+    store
+        .create_named_by_content("packs/a", Bytes::from(vec![7; 1000]))
+        .await
+        .unwrap();
+    let mut script = [Fault::Lose, Fault::Lose, Fault::Lose, Fault::CutOff(10)].into_iter();
+    faults.script(move |_| script.next());
+    assert_eq!(store.get("packs/a", 1000).await.unwrap().len(), 1000);
+}
+
+#[tokio::test]
 async fn an_interrupted_listing_goes_on_after_its_last_key() {
     let (faults, store) = faulty();
     let expected: Vec<String> = (0..50).map(|n| format!("log/{n:04}")).collect();

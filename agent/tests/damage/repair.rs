@@ -4,16 +4,17 @@
 //! otherwise. What a restore, a backup or a verify comes upon is noted in the log; what is gone, a
 //! backup finds by a listing once a day.
 
-use crate::lab::{ExpectingTarget, only, request, restore, told, try_back_up};
+use crate::lab::{ExpectingTarget, TILE_BYTES, only, request, restore, told, try_back_up};
 use crate::world::{Cache, Edit, PACK_BYTES, World, look_through, packs_of, settings};
 use object_store::memory::InMemory;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tidegate_agent::Kind;
-use tidegate_agent::recover::note_damage;
+use tidegate_agent::recover::{export, note_damage};
 use tidegate_agent::replicate::BackupSummary;
 use tidegate_agent::repository::Repository;
+use tidegate_agent::source::Source;
 use tidegate_agent::store::Store;
 use tidegate_agent::store::fault::{Fault, FaultStore, Operation};
 use tidegate_protocol::ids::PackId;
@@ -222,4 +223,36 @@ async fn a_listing_that_lags_behind_condemns_nothing() {
     // Nor does a verify take it for damage.
     let report = look_through(&repository).await.unwrap();
     assert!(report.damages.is_empty(), "{report:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_reads_what_is_sound_beside_what_is_damaged() {
+    let world = World::new().await;
+    let pack = packs_of(&world.bucket, PackKind::Data).await.swap_remove(0);
+    let bucket = Edit::Flip(pack.clone()).of(&world.bucket).await;
+    let cache = world.cache(Cache::Fresh);
+    let repository = world.open(bucket, cache.path()).await.unwrap();
+    let (point, expected) = &world.points[2];
+    let found = repository.points(None).unwrap();
+    let found = found.iter().find(|found| found.id == *point).unwrap();
+    let shown = export(&repository, found.disk(None).unwrap()).unwrap();
+    let mut reader = expected.reader().unwrap();
+    let mut tile = vec![0; TILE_BYTES as usize];
+    let mut damaged = 0;
+    // From front to back, so that it reads ahead over what is damaged.
+    for offset in (0..expected.size_bytes()).step_by(tile.len()) {
+        match shown.read(offset, TILE_BYTES as u32).await {
+            Ok(bytes) => {
+                reader.read_at(offset, &mut tile).unwrap();
+                assert!(bytes == tile, "at {offset}");
+            }
+            Err(error) => {
+                assert!(error.chain().contains(&pack), "{error:?}");
+                damaged += 1;
+            }
+        }
+    }
+    // A frame is 256 KiB, and no tile lies in more than two.
+    assert!((1..=5).contains(&damaged), "{damaged}");
+    assert_eq!(bad_packs(&repository), [pack.as_str()]);
 }

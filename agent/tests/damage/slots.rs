@@ -65,7 +65,7 @@ async fn damaged_slots_are_named_and_others_open() {
                     "gone"
                 }
                 Err(error) => {
-                    judged(&error, &[slot.clone()]);
+                    judged(&error, std::slice::from_ref(slot));
                     "named"
                 }
             };

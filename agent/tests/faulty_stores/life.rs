@@ -4,6 +4,8 @@ use crate::lab::{
     CHUNKER, ExpectingTarget, KIB, MIB, TILE_BYTES, Tile, TiledDisk, copy, copy_all, request,
     restore, try_back_up,
 };
+use futures::{FutureExt, StreamExt};
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +23,8 @@ pub(crate) const HANG: Duration = Duration::from_secs(120);
 pub(crate) const LAG: Duration = Duration::from_millis(50);
 
 const POINTS: u64 = 3;
+
+const CASES_IN_FLIGHT: usize = 6;
 
 /// What is done while the store fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,7 +119,9 @@ pub(crate) async fn lives_through_it(store: &Store) {
     assert!(repository.catalogue().lost_packs().unwrap().is_empty());
 }
 
-async fn verify_all(repository: &Arc<Repository>) -> Result<tidegate_agent::recover::VerifyReport> {
+pub(crate) async fn verify_all(
+    repository: &Arc<Repository>,
+) -> Result<tidegate_agent::recover::VerifyReport> {
     verify(
         repository,
         &repository.points(None)?,
@@ -171,24 +177,41 @@ pub(crate) async fn attempt(
 /// The error of a store that was given up: it names an object, how often it was tried and how long, what
 /// was the last answer, and what to do.
 #[track_caller]
-pub(crate) fn assert_given_up(error: &Error, last: &str, context: &str) {
-    assert_eq!(error.kind(), Kind::Unavailable, "{context}: {error:?}");
+pub(crate) fn assert_given_up(error: &Error, last: &str) {
+    assert_eq!(error.kind(), Kind::Unavailable, "{error:?}");
     let text = error.chain();
     let names_it = ["packs", "log/", "index/", "log in"]
         .iter()
         .any(|name| text.contains(name));
-    assert!(names_it, "{context}: {text}");
+    assert!(names_it, "{text}");
     let tried = text.split("gave up after ").nth(1).unwrap_or_default();
     let attempts = tried.split(' ').next().unwrap_or_default().parse::<u32>();
-    assert!(
-        attempts.is_ok_and(|attempts| attempts > 1),
-        "{context}: {text}"
-    );
+    assert!(attempts.is_ok_and(|attempts| attempts > 1), "{text}");
     assert!(
         tried.contains("attempts in ") && tried.contains(last),
-        "{context}: {text}"
+        "{text}"
     );
-    assert!(error.advice().is_some(), "{context}: {error:?}");
+    assert!(error.advice().is_some(), "{error:?}");
+}
+
+/// Works at all of `cases`, a few at a time: most of the time they wait. Says which one failed.
+pub(crate) async fn each<C: std::fmt::Debug, Working: Future<Output = ()>>(
+    cases: impl IntoIterator<Item = C>,
+    mut work: impl FnMut(&C) -> Working,
+) {
+    futures::stream::iter(cases)
+        .map(|case| {
+            let working = AssertUnwindSafe(work(&case)).catch_unwind();
+            async move {
+                if let Err(panic) = working.await {
+                    println!("failed: {case:?}");
+                    std::panic::resume_unwind(panic);
+                }
+            }
+        })
+        .buffer_unordered(CASES_IN_FLIGHT)
+        .collect()
+        .await
 }
 
 /// Chooses by seed and number, always the same: one of `faults`, each with so many chances in a

@@ -1,10 +1,10 @@
 //! The clients' own paths: an HTTP proxy that fails, before a real S3 and a real Azure server.
 
-use crate::life::{Verb, assert_given_up, attempt, chosen, lives_through_it, living};
+use crate::life::{Verb, assert_given_up, attempt, chosen, each, lives_through_it, living};
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tidegate_agent::store::{Environment, Store, StoreSettings};
+use tidegate_agent::store::{Store, StoreSettings};
 use tidegate_agent::testing::{AzureServer, FaultyProxy, HttpFault, S3Server, test_settings};
 
 const SEEDS: u64 = 3;
@@ -39,23 +39,26 @@ fn survivable() -> Vec<(HttpFault, u64)> {
     ]
 }
 
-/// A life for each seed, through the proxy, at a place of its own in the store.
-async fn lives(proxy: &FaultyProxy, open: impl Fn(&str) -> Store, seeds: u64) -> HashSet<String> {
+/// A life for each seed, each through a proxy and at a place of its own. Returns the faults that were
+/// met.
+async fn lives(port: u16, open: impl Fn(&str, &str) -> Store, seeds: u64) -> HashSet<String> {
     let met: Arc<Mutex<HashSet<String>>> = Arc::default();
-    for seed in 0..seeds {
-        println!("seed {seed}");
-        let first = proxy.calls().len() as u64;
-        let faults_met = Arc::clone(&met);
+    each(0..seeds, |seed| {
+        let proxy = FaultyProxy::before(port);
+        let store = open(&proxy.url(), &format!("seed-{seed}"));
+        let (seed, met) = (*seed, Arc::clone(&met));
         proxy.script(move |call| {
-            let fault = chosen(seed, call.ordinal - first, &survivable())?;
-            faults_met.lock().unwrap().insert(format!("{fault:?}"));
+            let fault = chosen(seed, call.ordinal, &survivable())?;
+            met.lock().unwrap().insert(format!("{fault:?}"));
             Some(fault)
         });
-        let store = open(&format!("seed-{seed}"));
-        lives_through_it(&store).await;
-        proxy.heal();
-        assert!(store.requests().retries > 3, "{:?}", store.requests());
-    }
+        async move {
+            lives_through_it(&store).await;
+            assert!(store.requests().retries > 3, "{:?}", store.requests());
+            drop(proxy);
+        }
+    })
+    .await;
     let met = met.lock().unwrap();
     met.clone()
 }
@@ -71,11 +74,11 @@ fn settings() -> StoreSettings {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_repository_on_s3_lives_through_all_that_can_be_survived() {
     let server = S3Server::start();
-    let proxy = FaultyProxy::before(server.port());
-    let environment = server.environment().with("AWS_ENDPOINT_URL", proxy.url());
-    let open =
-        |prefix: &str| Store::open_in(&server.location(prefix), &settings(), &environment).unwrap();
-    let met = lives(&proxy, open, SEEDS).await;
+    let open = |proxy: &str, prefix: &str| {
+        let environment = server.environment().with("AWS_ENDPOINT_URL", proxy);
+        Store::open_in(&server.location(prefix), &settings(), &environment).unwrap()
+    };
+    let met = lives(server.port(), open, SEEDS).await;
     // The mix was one.
     assert!(met.len() >= survivable().len() - 2, "{met:?}");
 }
@@ -83,17 +86,17 @@ async fn a_repository_on_s3_lives_through_all_that_can_be_survived() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_repository_on_azure_lives_through_all_that_can_be_survived() {
     let server = AzureServer::start();
-    let proxy = FaultyProxy::before(server.port());
-    let environment = server.environment_at(&proxy.url());
-    let open =
-        |prefix: &str| Store::open_in(&server.location(prefix), &settings(), &environment).unwrap();
-    lives(&proxy, open, 1).await;
+    let open = |proxy: &str, prefix: &str| {
+        let environment = server.environment_at(proxy);
+        Store::open_in(&server.location(prefix), &settings(), &environment).unwrap()
+    };
+    lives(server.port(), open, 1).await;
 }
 
 fn impatient() -> StoreSettings {
     StoreSettings {
-        request_timeout: Duration::from_millis(200),
-        operation_deadline: Duration::from_millis(800),
+        request_timeout: Duration::from_millis(500),
+        operation_deadline: Duration::from_secs(3),
         bytes_per_second_min: 1 << 30,
         backoff_first: Duration::from_millis(5),
         backoff_max: Duration::from_millis(50),
@@ -104,12 +107,8 @@ fn impatient() -> StoreSettings {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_fails_for_good_is_given_up_and_says_what_was_tried() {
     let server = S3Server::start();
-    let proxy = FaultyProxy::before(server.port());
-    let environment: Environment = server.environment().with("AWS_ENDPOINT_URL", proxy.url());
-    let open = |settings: &StoreSettings| {
-        Store::open_in(&server.location("one"), settings, &environment).unwrap()
-    };
-    let living = living(&open(&test_settings())).await;
+    let patient = server.open("one");
+    let living = living(&patient).await;
     let unreadable = "no answer from the store";
     let cases = [
         (
@@ -126,34 +125,39 @@ async fn a_server_that_fails_for_good_is_given_up_and_says_what_was_tried() {
         ),
         (HttpFault::ResetBefore, unreadable),
         (HttpFault::ResetAfter, unreadable),
-        (HttpFault::StallBefore, "no answer within 0.2 s"),
-        (HttpFault::StallAfter, "no answer within 0.2 s"),
+        (HttpFault::StallBefore, "no answer within 0.5 s"),
+        (HttpFault::StallAfter, "no answer within 0.5 s"),
         (HttpFault::CutOff(10), unreadable),
-        (HttpFault::Slow(20), "no answer within 0.2 s"),
+        (HttpFault::Slow(20), "no answer within 0.5 s"),
     ];
-    for (fault, last) in cases {
-        for (verb, method) in [(Verb::Backup, "PUT"), (Verb::Restore, "GET")] {
-            let is_of_bodies = matches!(fault, HttpFault::CutOff(_) | HttpFault::Slow(_));
-            if is_of_bodies && method != "GET" {
-                continue;
-            }
-            let context = format!("{fault:?}, {verb:?}");
-            // Opening is not what is tested: that has its time.
-            let store = open(&impatient());
+    let all = cases.iter().flat_map(|(fault, last)| {
+        let is_of_bodies = matches!(fault, HttpFault::CutOff(_) | HttpFault::Slow(_));
+        let verbs = [(Verb::Backup, "PUT"), (Verb::Restore, "GET")];
+        let verbs = verbs
+            .into_iter()
+            .filter(move |(_, method)| !is_of_bodies || *method == "GET");
+        verbs.map(move |(verb, method)| (fault, *last, verb, method))
+    });
+    each(all, |&(fault, last, verb, method)| {
+        let proxy = FaultyProxy::before(server.port());
+        let environment = server.environment().with("AWS_ENDPOINT_URL", proxy.url());
+        let store = Store::open_in(&server.location("one"), &impatient(), &environment).unwrap();
+        let (fault, living) = (fault.clone(), &living);
+        async move {
+            // Opening is not what is tested.
             let begin = || {
-                let fault = fault.clone();
                 proxy.script(move |call| {
                     let meant = call.method == method && call.target.contains("/packs/");
                     meant.then(|| fault.clone())
                 });
             };
-            let error = attempt(verb, &store, &living, begin).await.unwrap_err();
-            assert_given_up(&error, last, &context);
-            proxy.heal();
+            let error = attempt(verb, &store, living, begin).await.unwrap_err();
+            assert_given_up(&error, last);
         }
-    }
-    // It was the server alone.
-    attempt(Verb::Restore, &open(&test_settings()), &living, || {})
+    })
+    .await;
+    // It was the wire alone.
+    attempt(Verb::Restore, &patient, &living, || {})
         .await
         .unwrap();
 }

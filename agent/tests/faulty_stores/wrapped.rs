@@ -1,6 +1,10 @@
 //! The whole engine over a store that fails as its script says.
 
-use crate::life::{LAG, Verb, assert_given_up, attempt, chosen, lives_through_it, living};
+use crate::lab::Tile;
+use crate::life::{
+    LAG, Verb, assert_given_up, attempt, back_up, chosen, each, lives_through_it, living, open,
+    verify_all,
+};
 use object_store::memory::InMemory;
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
@@ -46,35 +50,31 @@ fn store(request_timeout: Duration, operation_deadline: Duration) -> Store {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_repository_lives_through_all_that_can_be_survived() {
     let met: Arc<Mutex<HashSet<String>>> = Arc::default();
-    for seed in 0..SEEDS {
-        println!("seed {seed}");
-        let settings = StoreSettings {
-            request_timeout: Duration::from_millis(500),
-            operation_deadline: Duration::from_secs(60),
-            backoff_first: Duration::from_millis(1),
-            backoff_max: Duration::from_millis(20),
-            ..StoreSettings::default()
-        };
+    let settings = StoreSettings {
+        request_timeout: Duration::from_millis(500),
+        operation_deadline: Duration::from_secs(60),
+        backoff_first: Duration::from_millis(1),
+        backoff_max: Duration::from_millis(20),
+        ..StoreSettings::default()
+    };
+    each(0..SEEDS, |seed| {
         let (store, faults) = Store::memory().with_faults(&settings);
-        let faults_met = Arc::clone(&met);
+        let (seed, met) = (*seed, Arc::clone(&met));
         faults.script(move |call| {
             let fault = chosen(seed, call.ordinal, &survivable())?;
-            faults_met
-                .lock()
-                .unwrap()
-                .insert(format!("{:?} {fault:?}", call.operation));
+            met.lock().unwrap().insert(format!("{fault:?}"));
             Some(fault)
         });
-        lives_through_it(&store).await;
-        assert!(store.requests().retries > 3, "{:?}", store.requests());
-    }
+        async move {
+            lives_through_it(&store).await;
+            assert!(store.requests().retries > 3, "{:?}", store.requests());
+        }
+    })
+    .await;
     // The mix was one.
     let met = met.lock().unwrap();
-    for operation in [Operation::Put, Operation::Get, Operation::List] {
-        for (fault, _) in survivable() {
-            let name = format!("{operation:?} {fault:?}");
-            assert!(met.contains(&name), "no {name} was met");
-        }
+    for (fault, _) in survivable() {
+        assert!(met.contains(&format!("{fault:?}")), "no {fault:?} was met");
     }
 }
 
@@ -112,30 +112,31 @@ async fn a_store_that_fails_for_good_is_given_up_and_says_what_was_tried() {
         (Verb::Verify, Operation::List),
         (Verb::Verify, Operation::Get),
     ];
-    for (fault, last) in &cases {
-        for (verb, operation) in verbs {
-            if matches!(fault, Fault::Slow(_)) && operation != Operation::Get {
-                continue;
-            }
-            let context = format!("{fault:?}, {operation:?}, {verb:?}");
-            let (store, faults) = patient.with_faults(&impatient);
+    let all = cases.iter().flat_map(|(fault, last)| {
+        let verbs = verbs.iter().filter(|(_, operation)| {
+            !matches!(fault, Fault::Slow(_)) || *operation == Operation::Get
+        });
+        verbs.map(move |(verb, operation)| (fault, *last, *verb, *operation))
+    });
+    each(all, |&(fault, last, verb, operation)| {
+        let (store, faults) = patient.with_faults(&impatient);
+        let (fault, living) = (fault.clone(), &living);
+        async move {
             let begin = || {
-                let fault = fault.clone();
                 faults.script(move |call| {
                     // The descriptor opens no repository that is not there.
                     let meant = call.operation == operation && call.key != "repository";
                     meant.then(|| fault.clone())
                 });
             };
-            let error = attempt(verb, &store, &living, begin).await.unwrap_err();
-            assert_given_up(&error, last, &context);
+            let error = attempt(verb, &store, living, begin).await.unwrap_err();
+            assert_given_up(&error, last);
             // It was the store alone.
             faults.heal();
-            attempt(Verb::Restore, &store, &living, || {})
-                .await
-                .unwrap();
+            attempt(Verb::Restore, &store, living, || {}).await.unwrap();
         }
-    }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -179,4 +180,32 @@ async fn bodies_that_always_break_off_are_called_truncated() {
         "{text}"
     );
     assert!(error.advice().is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_listing_that_lags_behind_the_log_holds_nobody_up() {
+    let patient = store(Duration::from_secs(60), Duration::from_secs(300));
+    let living = living(&patient).await;
+    let (store, faults) = patient.with_faults(&StoreSettings::default());
+    let behind = open(&store, &living.keys.restore, living.cache.path());
+    let behind = behind.await.unwrap();
+    // Another host appends what the listing will not show.
+    let elsewhere = tempfile::tempdir().unwrap();
+    let other = open(&patient, &living.keys.host, elsewhere.path()).await;
+    let other = other.unwrap();
+    for round in 0..3 {
+        let changed = living.disk.with([(round, Tile::Data(9000 + round))]);
+        back_up(&other, &changed).await.unwrap();
+    }
+    faults.script(|call| {
+        (call.operation == Operation::List).then_some(Fault::Lag(Duration::from_secs(3600)))
+    });
+    back_up(&behind, &living.disk).await.unwrap();
+    assert_eq!(behind.points(None).unwrap().len(), 5);
+    // Nor are points missed that this machine knows to be there.
+    let report = verify_all(&behind).await.unwrap();
+    assert!(
+        report.points == 5 && report.damages.is_empty(),
+        "{report:?}"
+    );
 }
