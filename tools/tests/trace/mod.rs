@@ -60,6 +60,7 @@ const ENTRY: u8 = 1;
 
 /// Runs `command` to its end, or to the end that `watch` makes of it. Calls on files below `root`
 /// are shown; nothing else is.
+#[expect(clippy::zombie_processes, reason = "reaped by the loop that traces it")]
 pub fn run(
     mut command: Command,
     root: &Path,
