@@ -56,6 +56,12 @@ CREATE TABLE chunk (
     frame_offset INTEGER NOT NULL, frame_bytes INTEGER NOT NULL,
     offset_in_frame INTEGER NOT NULL, length INTEGER NOT NULL
 );
+CREATE TABLE spare (
+    front INTEGER NOT NULL, back INTEGER NOT NULL, pack INTEGER NOT NULL,
+    frame_offset INTEGER NOT NULL, frame_bytes INTEGER NOT NULL,
+    offset_in_frame INTEGER NOT NULL, length INTEGER NOT NULL,
+    PRIMARY KEY (front, back, pack)
+) WITHOUT ROWID;
 ";
 
 /// When this machine last compared the store's packs with what it knows; see [`packs`].
@@ -158,7 +164,7 @@ impl Catalogue {
                 .execute_batch(EMPTY_STATE)
                 .and_then(|()| {
                     transaction
-                        .execute_batch("DELETE FROM segment; DELETE FROM chunk; DELETE FROM pack; UPDATE listing SET time_unix_ns = 0;")
+                        .execute_batch("DELETE FROM segment; DELETE FROM chunk; DELETE FROM spare; DELETE FROM pack; UPDATE listing SET time_unix_ns = 0;")
                 })
                 .and_then(|()| set_head(transaction, number, hash))
                 .map_err(|error| self.error(error))
