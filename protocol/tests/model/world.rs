@@ -54,46 +54,46 @@ pub(crate) const QUIET: Bounds = Bounds {
     clean: false,
 };
 
-/// A rule that is broken on purpose.
+/// A rule that is broken on purpose, with its number in FORMAT.md.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Flaw {
-    /// A writer commits without looking whether its packs were swept.
+    /// W2: A writer commits without looking whether its packs were swept.
     CommitUnchecked,
-    /// A writer commits without looking whether its packs were found bad.
+    /// W3: A writer commits without looking whether its packs were found bad.
     CommitUncheckedForBad,
-    /// A writer commits before the store has acknowledged its packs.
+    /// W1: A writer commits before the store has acknowledged its packs.
     CommitBeforeStored,
-    /// A writer goes on referring to packs that were swept.
+    /// W4: A writer goes on referring to packs that were swept.
     DedupeAgainstSwept,
     /// A writer refers to condemned packs.
     DedupeAgainstCondemned,
-    /// A writer stores the same bytes again under a name that was swept, and takes them for good.
+    /// W5: A writer stores the same bytes again under a name that was swept, and takes them for good.
     NamesReused,
-    /// A sweep lists all that is condemned.
+    /// S2: A sweep lists all that is condemned.
     SweepWithoutRescue,
-    /// A sweep is decided at one head and appended at another.
+    /// S1: A sweep is decided at one head and appended at another.
     SweepFromStaleHead,
-    /// A sweep counts a place twice that two of its packs are for each other.
+    /// S3: A sweep counts a place twice that two of its packs are for each other.
     SweepBothCopies,
-    /// A sweep counts a place in a bad pack as a place.
+    /// S4: A sweep counts a place in a bad pack as a place.
     SweepCountsBad,
-    /// Packs are deleted when the sweep is decided, before its record stands.
+    /// D1: Packs are deleted when the sweep is decided, before its record stands.
     DeleteBeforeSweep,
-    /// A checkpoint leaves out which packs were swept.
+    /// S5: A checkpoint leaves out which packs were swept.
     CheckpointForgetsSwept,
-    /// Points on hold are expired.
+    /// R3: Points on hold are expired.
     HoldUnheeded,
-    /// A reader does not hold its point.
+    /// R1: A reader does not hold its point.
     ReadWithoutHold,
-    /// A reader sets its hold without looking whether the point is still there.
+    /// R2: A reader sets its hold without looking whether the point is still there.
     HoldUnchecked,
-    /// A reader believes the index it began with.
+    /// R5: A reader believes the index it began with.
     ReadWithoutRefresh,
-    /// A reader asks no index.
+    /// R4: A reader asks no index.
     ReadByHintsOnly,
-    /// The store overwrites: a record lands whatever came before it.
+    /// W6: The store overwrites: a record lands whatever came before it.
     LogNotCreateOnly,
-    /// Nobody but its own writer can end a run.
+    /// D2: Nobody but its own writer can end a run.
     OnlyWriterEndsRun,
 }
 
