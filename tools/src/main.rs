@@ -13,6 +13,7 @@
 //! | [`keys`], [`escrow`] | where the key comes from |
 //! | [`commands`] | one file a command |
 //! | [`output`], [`progress`], [`text`] | results on stdout, all else on stderr |
+//! | [`soak`] | generated histories against a model |
 //! | [`exit`] | exit codes |
 //! | [`signals`] | Ctrl-C: stop cleanly; twice: at once |
 
@@ -27,6 +28,7 @@ mod parse;
 mod progress;
 mod settings;
 mod signals;
+mod soak;
 mod text;
 
 use args::Args;
