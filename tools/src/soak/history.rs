@@ -84,6 +84,9 @@ pub(crate) enum Fill {
     /// One of a few files that many disks have.
     Shared(u64),
     Byte(u8),
+    /// A DOS partition table with a partition that begins at this sector of 512 bytes: perhaps off the
+    /// 4 KiB grid, which shifts where chunks begin.
+    Table(u8),
 }
 
 impl Fill {
@@ -103,6 +106,16 @@ impl Fill {
                 }
             }
             Self::Byte(byte) => bytes.fill(*byte),
+            Self::Table(first_sector) => {
+                let mut table = [0; 512];
+                table[446 + 4] = 0x83;
+                table[446 + 8] = *first_sector;
+                table[446 + 12..446 + 16].copy_from_slice(&8192_u32.to_le_bytes());
+                table[510..].copy_from_slice(&[0x55, 0xaa]);
+                for (to, from) in bytes.iter_mut().zip(table) {
+                    *to = from;
+                }
+            }
         }
         bytes
     }
@@ -262,7 +275,18 @@ fn step(random: &mut Random) -> Step {
             machine: random.next(),
             size_bytes: size(random),
         },
-        1..=27 => Step::Write {
+        1 => Step::Write {
+            disk: random.next(),
+            at: Place {
+                number: 0,
+                grid: None,
+                back: 0,
+                aligned: true,
+            },
+            length: 512,
+            fill: Fill::Table(random.of(&[63, 63, 64, 34])),
+        },
+        2..=27 => Step::Write {
             disk: random.next(),
             at: place(random),
             length: length(random),
@@ -289,11 +313,11 @@ fn step(random: &mut Random) -> Step {
             host: random.next(),
             end: match random.below(8) {
                 0 | 1 => End::Dies {
-                    calls: random.below(14),
+                    calls: random.below(9),
                     after_effect: random.one_in(2),
                 },
                 2 => End::Stopped {
-                    reads: random.below(12),
+                    reads: random.below(8),
                 },
                 _ => End::Own,
             },

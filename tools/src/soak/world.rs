@@ -448,7 +448,7 @@ impl World {
             Err(error) => {
                 let expected = match end {
                     End::Own => false,
-                    End::Dies { .. } => error.kind() == Kind::Unavailable,
+                    End::Dies { .. } => matches!(error.kind(), Kind::Unavailable | Kind::Io),
                     End::Stopped { .. } => error.kind() == Kind::Interrupted,
                 };
                 if !expected {
