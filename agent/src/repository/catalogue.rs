@@ -56,6 +56,10 @@ CREATE TABLE chunk (
     frame_offset INTEGER NOT NULL, frame_bytes INTEGER NOT NULL,
     offset_in_frame INTEGER NOT NULL, length INTEGER NOT NULL
 );
+";
+
+/// Further places of chunks that lie in several packs.
+const MIGRATION_SPARE_PLACES: &str = "
 CREATE TABLE spare (
     front INTEGER NOT NULL, back INTEGER NOT NULL, pack INTEGER NOT NULL,
     frame_offset INTEGER NOT NULL, frame_bytes INTEGER NOT NULL,
@@ -136,7 +140,8 @@ impl Catalogue {
 
     fn try_open(path: &Path) -> Result<Self> {
         let mut connection = connect(path)?;
-        Migrations::new(vec![M::up(MIGRATION), M::up(MIGRATION_LISTING)])
+        let migrations = [MIGRATION, MIGRATION_LISTING, MIGRATION_SPARE_PLACES];
+        Migrations::new(migrations.map(M::up).to_vec())
             .to_latest(&mut connection)
             .map_err(|error| match error {
                 rusqlite_migration::Error::RusqliteError { err, .. } => sqlite(path, err),

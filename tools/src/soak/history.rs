@@ -272,11 +272,11 @@ impl History {
 fn step(random: &mut Random) -> Step {
     match random.below(100) {
         0 => Step::AddDisk {
-            machine: random.next(),
+            machine: random.below(60),
             size_bytes: size(random),
         },
         1 => Step::Write {
-            disk: random.next(),
+            disk: random.below(60),
             at: Place {
                 number: 0,
                 grid: None,
@@ -287,30 +287,30 @@ fn step(random: &mut Random) -> Step {
             fill: Fill::Table(random.of(&[63, 63, 64, 34])),
         },
         2..=27 => Step::Write {
-            disk: random.next(),
+            disk: random.below(60),
             at: place(random),
             length: length(random),
             fill: fill(random),
         },
         28..=35 => Step::Zero {
-            disk: random.next(),
+            disk: random.below(60),
             at: place(random),
             length: length(random) * random.of(&[1, 1, 16]),
         },
         36..=38 => Step::Resize {
-            disk: random.next(),
+            disk: random.below(60),
             size_bytes: size(random),
         },
         39..=44 => Step::Copy {
-            from: random.next(),
-            to: random.next(),
+            from: random.below(60),
+            to: random.below(60),
             from_at: place(random),
             to_at: place(random),
             length: length(random),
         },
         45..=62 => Step::BackUp {
-            machine: random.next(),
-            host: random.next(),
+            machine: random.below(60),
+            host: random.below(60),
             end: match random.below(8) {
                 0 | 1 => End::Dies {
                     calls: random.below(9),
@@ -321,40 +321,40 @@ fn step(random: &mut Random) -> Step {
                 },
                 _ => End::Own,
             },
-            draw: random.next(),
+            draw: random.below(1_000_000),
         },
         63..=78 => Step::Restore {
-            point: random.next(),
-            disk: random.next(),
+            point: random.below(10_000),
+            disk: random.below(60),
             onto: match random.below(8) {
                 0 | 1 => Onto::New,
                 2 => Onto::Dirty,
-                3 => Onto::OtherPoint(random.next()),
-                4 | 5 => Onto::Spoilt(random.next()),
+                3 => Onto::OtherPoint(random.below(10_000)),
+                4 | 5 => Onto::Spoilt(random.below(1_000_000)),
                 6 => Onto::File,
-                _ => Onto::FileInPlace(random.next()),
+                _ => Onto::FileInPlace(random.below(1_000_000)),
             },
-            draw: random.next(),
+            draw: random.below(1_000_000),
         },
         79..=85 => Step::Diff {
-            host: random.next(),
-            from: random.next(),
-            to: random.next(),
-            disk: random.next(),
+            host: random.below(60),
+            from: random.below(10_000),
+            to: random.below(10_000),
+            disk: random.below(60),
         },
         86..=89 => Step::Export {
-            point: random.next(),
-            disk: random.next(),
-            draw: random.next(),
+            point: random.below(10_000),
+            disk: random.below(60),
+            draw: random.below(1_000_000),
         },
         90 => Step::Verify {
             points: random.below(12),
         },
         91..=94 => Step::Reopen {
-            host: random.next(),
+            host: random.below(60),
         },
         95..=97 => Step::LoseCache {
-            host: random.next(),
+            host: random.below(60),
         },
         _ => Step::Checkpoint,
     }
@@ -386,7 +386,7 @@ fn place(random: &mut Random) -> Place {
         _ => None,
     };
     Place {
-        number: random.next(),
+        number: random.below(1 << 40),
         grid,
         back: random.below(3) * random.below(40 * KIB),
         aligned: !random.one_in(4),
@@ -405,8 +405,8 @@ fn length(random: &mut Random) -> u64 {
 
 fn fill(random: &mut Random) -> Fill {
     match random.below(8) {
-        0..=2 => Fill::Noise(random.next()),
-        3 | 4 => Fill::Text(random.next()),
+        0..=2 => Fill::Noise(random.below(1_000_000)),
+        3 | 4 => Fill::Text(random.below(1_000_000)),
         5 | 6 => Fill::Shared(random.below(12)),
         _ => Fill::Byte(random.of(&[1, 0xff])),
     }

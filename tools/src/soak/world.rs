@@ -649,7 +649,7 @@ impl World {
             }
             Onto::OtherPoint(number) => {
                 let other = &self.points[index(number, self.points.len())];
-                let (_, disk) = &other.disks[index(number >> 32, other.disks.len())];
+                let (_, disk) = &other.disks[index(number / 100, other.disks.len())];
                 (spoilt(disk.clone(), 0), RestoreMode::InPlace)
             }
             Onto::Spoilt(draw) | Onto::FileInPlace(draw) => {
