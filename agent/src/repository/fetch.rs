@@ -311,16 +311,9 @@ impl Serving {
         Err(cause)
     }
 
-    /// Where else the wanted chunks lie, as the log says at its present end: what this machine has
-    /// replayed may be older than what moved them.
+    /// Where else the wanted chunks lie, as the log says at its present end.
     async fn other_places(&self, wants: &[Want]) -> Result<HashMap<ChunkId, Vec<Location>>> {
-        if let Err(error) = self.repository.refresh().await {
-            tracing::warn!(
-                error = error.chain(),
-                "the log cannot be read: looking for other places in what is known of it"
-            );
-        }
-        let index = self.repository.index().await?;
+        let index = self.repository.index_at_present().await?;
         let tried: HashMap<ChunkId, Location> = wants
             .iter()
             .map(|want| (want.chunk, want.location))
