@@ -413,6 +413,18 @@ impl Repository {
         Ok(index)
     }
 
+    /// The chunk index for a reader that misses something: what this machine has replayed may be older
+    /// than what moved it. Where the log cannot be read, what is known of it has to do.
+    pub(crate) async fn index_at_present(&self) -> Result<Arc<Index>> {
+        if let Err(error) = self.refresh().await {
+            tracing::warn!(
+                error = error.chain(),
+                "the log cannot be read: looking for other places in what is known of it"
+            );
+        }
+        self.index().await
+    }
+
     fn unusable_segments(&self) -> MutexGuard<'_, HashSet<SegmentId>> {
         self.unusable_segments
             .lock()

@@ -164,7 +164,7 @@ kinds! {
     /// What a drill, a verify or a scrub found.
     Evidence = 12, "evidence", [Maintenance, Restore];
     /// Segments of a run that is still under way: prune leaves their packs alone.
-    RunAnnounced = 13, "run announced", [Host, Restore];
+    RunAnnounced = 13, "run announced", [Host, Maintenance, Restore];
 }
 
 impl Kind {

@@ -6,6 +6,7 @@ use crate::parse::{self, Spec, VerifyWhat};
 use crate::settings::{COMPRESSION_LEVELS, KeySource};
 use clap::{ArgAction, ArgGroup, Parser, Subcommand, ValueHint};
 use std::path::PathBuf;
+use std::time::Duration;
 use tidegate_agent::format::Format;
 use tidegate_protocol::descriptor::ChunkerParams;
 use tidegate_protocol::keys::{Level, SealPublicKey};
@@ -124,6 +125,7 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Repo(Repo),
     Demo(Demo),
+    Soak(Soak),
     Completions(Completions),
     Man(Man),
 }
@@ -399,6 +401,34 @@ pub(crate) struct Demo {
     /// Work in this folder and keep it
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) dir: Option<PathBuf>,
+}
+
+/// Try the engine: generated histories of disks, backups and restores against a model in memory.
+///
+/// Writes, trims, resizes, backups that are interrupted, restores of any point onto anything, diffs,
+/// lost caches and faults of the store, in repositories of its own. What the engine does is compared
+/// with what the model says. Where they differ it looks for the shortest history that shows it, and
+/// ends with code 4.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Soak {
+    /// The first history's seed; each next one has the next [default: drawn]
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+    /// How many steps in all
+    #[arg(long, value_name = "N", default_value_t = 2000)]
+    pub(crate) steps: u64,
+    /// How long instead: 90s, 30m or 2h
+    #[arg(long = "for", value_name = "TIME", value_parser = parse::duration, conflicts_with = "steps")]
+    pub(crate) lasts: Option<Duration>,
+    /// Steps after which a history ends, and the next one begins with a new repository
+    #[arg(long, value_name = "N", default_value_t = 250, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    pub(crate) history: u64,
+    /// Only these steps of the first history
+    #[arg(long, value_name = "N,N,…", value_delimiter = ',')]
+    pub(crate) only: Vec<usize>,
+    /// Make the repositories below this place instead of in memory; they are left there
+    #[arg(long, value_name = "PLACE")]
+    pub(crate) repo: Option<String>,
 }
 
 /// Print a completion script for a shell.

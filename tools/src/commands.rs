@@ -9,6 +9,7 @@ mod points;
 mod repo;
 mod restore;
 mod shell;
+mod soak;
 mod verify;
 
 use crate::args::{Args, Command};
@@ -29,6 +30,7 @@ pub(crate) async fn run(args: Args, context: Context) -> Result<Outcome> {
         Command::Key(args) => key::run(global, args, &context).await,
         Command::Repo(args) => repo::run(global, args, &context).await,
         Command::Demo(args) => demo::run(args, &context).await,
+        Command::Soak(args) => soak::run(args, &context).await,
         Command::Completions(args) => shell::completions(&args, &context),
         Command::Man(args) => shell::man(&args, &context),
     }

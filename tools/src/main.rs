@@ -13,6 +13,7 @@
 //! | [`keys`], [`escrow`] | where the key comes from |
 //! | [`commands`] | one file a command |
 //! | [`output`], [`progress`], [`text`] | results on stdout, all else on stderr |
+//! | [`soak`] | generated histories against a model |
 //! | [`exit`] | exit codes |
 //! | [`signals`] | Ctrl-C: stop cleanly; twice: at once |
 
@@ -27,9 +28,10 @@ mod parse;
 mod progress;
 mod settings;
 mod signals;
+mod soak;
 mod text;
 
-use args::Args;
+use args::{Args, Command};
 use clap::Parser;
 use context::Context;
 use output::Output;
@@ -45,7 +47,12 @@ fn main() -> ExitCode {
         Err(error) => return refuse(&error),
     };
     let output = Output::new(args.global.json, args.global.quiet);
-    output.start_log(args.global.verbose);
+    // A soak provokes what is warned of elsewhere.
+    let usually = match args.command {
+        Command::Soak(_) => "error",
+        _ => "warn",
+    };
+    output.start_log(args.global.verbose, usually);
     // A panic has told on stderr what it was about; what is left is the documented exit code.
     let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| run(args, &output)));
     match outcome.unwrap_or_else(|_| Err(bug())) {

@@ -113,9 +113,9 @@ impl Output {
     }
 
     /// Sends the program's log to stderr: warnings, more with `-v`, or as `TIDEGATE_LOG` says.
-    pub(crate) fn start_log(&self, verbose: u8) {
+    pub(crate) fn start_log(&self, verbose: u8, usually: &str) {
         let level = match verbose {
-            0 => "warn",
+            0 => usually,
             1 => "warn,tidegate_agent=info,tidegate=info",
             2 => "info,tidegate_agent=debug,tidegate=debug",
             _ => "debug,tidegate_agent=trace,tidegate=trace",

@@ -10,6 +10,7 @@ use jiff::{Span, Timestamp, Zoned};
 use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
+use std::time::Duration;
 use tidegate_agent::repository::Selector;
 use tidegate_protocol::descriptor::ChunkerParams;
 use tidegate_protocol::keys::SealPublicKey;
@@ -215,6 +216,22 @@ fn size_u32(text: &str) -> Result<u32, String> {
     u32::try_from(size.as_u64()).map_err(|_| format!("{text} is too large for a chunk"))
 }
 
+/// A length of time: `90s`, `30m` or `2h`.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let seconds_each = match text.chars().next_back() {
+        Some('s') => 1,
+        Some('m') => 60,
+        Some('h') => 3600,
+        _ => 0,
+    };
+    text.get(..text.len().saturating_sub(1))
+        .and_then(|number| number.parse::<u64>().ok())
+        .and_then(|number| number.checked_mul(seconds_each))
+        .filter(|seconds| *seconds > 0)
+        .map(Duration::from_secs)
+        .ok_or_else(|| format!("{text:?} is no length of time: write 90s, 30m or 2h"))
+}
+
 /// The public half of an escrow key, hexadecimal or base64.
 pub(crate) fn recipient(text: &str) -> Result<SealPublicKey, String> {
     let mut bytes = [0; 32];
@@ -257,6 +274,26 @@ mod tests {
         assert_eq!(at("2026-11-20T14:05:30-05:00"), "2026-11-20T19:05:30Z");
         // The day on which clocks go back has 25 hours.
         assert_eq!(at("2026-10-25"), "2026-10-25T22:59:59.999999999Z");
+    }
+
+    #[test]
+    fn lengths_of_time() {
+        assert_eq!(duration("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("30m"), Ok(Duration::from_secs(1800)));
+        assert_eq!(duration("2h"), Ok(Duration::from_secs(7200)));
+        for wrong in [
+            "",
+            "s",
+            "0s",
+            "-1s",
+            "1",
+            "1d",
+            "1.5h",
+            "99999999999999999999s",
+            "9ä",
+        ] {
+            assert!(duration(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

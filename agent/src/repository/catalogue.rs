@@ -58,6 +58,16 @@ CREATE TABLE chunk (
 );
 ";
 
+/// Further places of chunks that lie in several packs.
+const MIGRATION_SPARE_PLACES: &str = "
+CREATE TABLE spare (
+    front INTEGER NOT NULL, back INTEGER NOT NULL, pack INTEGER NOT NULL,
+    frame_offset INTEGER NOT NULL, frame_bytes INTEGER NOT NULL,
+    offset_in_frame INTEGER NOT NULL, length INTEGER NOT NULL,
+    PRIMARY KEY (front, back, pack)
+) WITHOUT ROWID;
+";
+
 /// When this machine last compared the store's packs with what it knows; see [`packs`].
 const MIGRATION_LISTING: &str = "
 CREATE TABLE listing (one INTEGER PRIMARY KEY CHECK (one = 1), time_unix_ns INTEGER NOT NULL);
@@ -130,7 +140,8 @@ impl Catalogue {
 
     fn try_open(path: &Path) -> Result<Self> {
         let mut connection = connect(path)?;
-        Migrations::new(vec![M::up(MIGRATION), M::up(MIGRATION_LISTING)])
+        let migrations = [MIGRATION, MIGRATION_LISTING, MIGRATION_SPARE_PLACES];
+        Migrations::new(migrations.map(M::up).to_vec())
             .to_latest(&mut connection)
             .map_err(|error| match error {
                 rusqlite_migration::Error::RusqliteError { err, .. } => sqlite(path, err),
@@ -158,7 +169,7 @@ impl Catalogue {
                 .execute_batch(EMPTY_STATE)
                 .and_then(|()| {
                     transaction
-                        .execute_batch("DELETE FROM segment; DELETE FROM chunk; DELETE FROM pack; UPDATE listing SET time_unix_ns = 0;")
+                        .execute_batch("DELETE FROM segment; DELETE FROM chunk; DELETE FROM spare; DELETE FROM pack; UPDATE listing SET time_unix_ns = 0;")
                 })
                 .and_then(|()| set_head(transaction, number, hash))
                 .map_err(|error| self.error(error))

@@ -10,6 +10,7 @@ use crate::error::{Error, Kind, Result};
 use bytes::Bytes;
 use futures::{StreamExt, stream};
 use quick_cache::sync::Cache;
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use tidegate_protocol::frame::FrameOpener;
@@ -278,34 +279,56 @@ impl Serving {
         };
         self.repository.suspect(read.pack);
         // The hints may be stale: a chunk can have another place by now.
-        let index = self.repository.index().await?;
-        let moved = blocking(move || {
-            let mut reader = index.reader()?;
-            let mut moved = Vec::with_capacity(failed.len());
-            for want in failed {
-                match reader.known(&want.chunk)? {
-                    Some(location) if location != want.location => {
-                        moved.push(Want { location, ..want });
+        let places = self.other_places(&failed).await?;
+        let mut left = failed;
+        for round in 0.. {
+            let elsewhere = left.iter().map(|want| {
+                let location = *places.get(&want.chunk)?.get(round)?;
+                Some(Want { location, ..*want })
+            });
+            let Some(mut moved) = elsewhere.collect::<Option<Vec<_>>>() else {
+                break;
+            };
+            tracing::info!(pack = %read.pack, chunks = moved.len(), "a location was stale: the index knows others");
+            left.clear();
+            for read in plan_reads(&mut moved) {
+                let own = moved.get(read.wants.clone()).unwrap_or_default().to_vec();
+                match self.read_and_open(&read, own.clone()).await {
+                    Ok((bytes, failed)) => {
+                        fetched += bytes;
+                        left.extend(failed.into_iter().flat_map(|(wants, _)| wants));
                     }
-                    _ => return Ok(None),
+                    Err(error) if matches!(error.kind(), Kind::Missing | Kind::Corrupt) => {
+                        left.extend(own);
+                    }
+                    Err(error) => return Err(error),
                 }
             }
-            Ok(Some(moved))
-        })
-        .await?;
-        let Some(mut moved) = moved else {
-            return Err(cause);
-        };
-        tracing::info!(pack = %read.pack, chunks = moved.len(), "a location was stale: the index knows others");
-        for read in plan_reads(&mut moved) {
-            let own = moved.get(read.wants.clone()).unwrap_or_default().to_vec();
-            let (bytes, failed) = self.read_and_open(&read, own).await?;
-            fetched += bytes;
-            if let Some((_, error)) = failed {
-                return Err(error);
+            if left.is_empty() {
+                return Ok(fetched);
             }
         }
-        Ok(fetched)
+        Err(cause)
+    }
+
+    /// Where else the wanted chunks lie, as the log says at its present end.
+    async fn other_places(&self, wants: &[Want]) -> Result<HashMap<ChunkId, Vec<Location>>> {
+        let index = self.repository.index_at_present().await?;
+        let tried: HashMap<ChunkId, Location> = wants
+            .iter()
+            .map(|want| (want.chunk, want.location))
+            .collect();
+        blocking(move || {
+            let mut reader = index.reader()?;
+            let mut places = HashMap::with_capacity(tried.len());
+            for (chunk, tried) in tried {
+                let mut others = reader.places(&chunk)?;
+                others.retain(|location| *location != tried);
+                places.insert(chunk, others);
+            }
+            Ok(places)
+        })
+        .await
     }
 
     /// Reads one range and serves its wants. Those whose frame does not open or whose chunk has

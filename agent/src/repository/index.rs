@@ -2,13 +2,13 @@
 //!
 //! The engine asks one question, [`IndexReader::known`]. It is answered by a filter in memory, which
 //! says "no" to nearly all new chunks, then by a table in the local SQLite file. Rows are keyed by
-//! 16 bytes of the chunk's id, eight of them as SQLite's own integer key. All of it can be rebuilt
-//! from the index segments.
+//! 16 bytes of the chunk's id, eight of them as SQLite's own integer key. A chunk that lies in several
+//! packs keeps its other places in a second table. All of it can be rebuilt from the index segments.
 
 use super::catalogue::{self, Catalogue};
 use crate::error::{Error, Result};
 use fastbloom::AtomicBloomFilter;
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock};
 use tidegate_protocol::ids::{ChunkId, PackId, SegmentId};
@@ -162,6 +162,10 @@ impl Index {
                 .execute("DELETE FROM chunk WHERE pack = ?1", [pack.number])
                 .map_err(error)?;
             transaction
+                .execute("DELETE FROM spare WHERE pack = ?1", [pack.number])
+                .map_err(error)?;
+            restore_spares(transaction).map_err(error)?;
+            transaction
                 .execute("DELETE FROM pack WHERE number = ?1", [pack.number])
                 .map(drop)
                 .map_err(error)
@@ -196,8 +200,31 @@ pub struct IndexReader {
 impl IndexReader {
     /// Where the chunk lies, if the repository has it in a pack that may be referred to.
     pub fn known(&mut self, chunk: &ChunkId) -> Result<Option<Location>> {
-        let found = self.anywhere(chunk)?;
-        Ok(found.filter(|location| !self.index.unusable().contains(&location.pack)))
+        let unusable = self.index.unusable();
+        match self.anywhere(chunk)? {
+            Some(location) if !unusable.contains(&location.pack) => Ok(Some(location)),
+            None => Ok(None),
+            Some(_) => {
+                let mut places = self.places(chunk)?.into_iter();
+                Ok(places.find(|location| !unusable.contains(&location.pack)))
+            }
+        }
+    }
+
+    /// All places where the chunk lies, also in packs that are condemned or worse: a reader tries
+    /// those that may be referred to first, and no other than swept ones is beyond hope.
+    pub fn places(&mut self, chunk: &ChunkId) -> Result<Vec<Location>> {
+        let Some(first) = self.anywhere(chunk)? else {
+            return Ok(Vec::new());
+        };
+        let mut places = vec![first];
+        let spare = self
+            .spare(chunk)
+            .map_err(|error| self.index.catalogue.error(error))?;
+        places.extend(spare.into_iter().filter(|location| *location != first));
+        let unusable = self.index.unusable();
+        places.sort_by_key(|location| unusable.contains(&location.pack));
+        Ok(places)
     }
 
     /// Where the chunk lies, even if its pack is condemned or worse.
@@ -210,6 +237,23 @@ impl IndexReader {
             .map_err(|error| self.index.catalogue.error(error))
     }
 
+    fn spare(&mut self, chunk: &ChunkId) -> rusqlite::Result<Vec<Location>> {
+        let rows = self
+            .connection
+            .prepare_cached(
+                "SELECT pack, frame_offset, frame_bytes, offset_in_frame, length
+                 FROM spare WHERE front = ?1 AND back = ?2 ORDER BY pack DESC",
+            )?
+            .query_map([front(chunk), back(chunk)], place)?
+            .collect::<rusqlite::Result<Vec<_>>>()?;
+        let mut places = Vec::with_capacity(rows.len());
+        for (number, location) in rows {
+            let pack = self.pack_id(number)?;
+            places.extend(pack.map(|pack| Location { pack, ..location }));
+        }
+        Ok(places)
+    }
+
     fn look_up(&mut self, front: i64, chunk: &ChunkId) -> rusqlite::Result<Option<Location>> {
         let row = self
             .connection
@@ -217,16 +261,7 @@ impl IndexReader {
                 "SELECT pack, frame_offset, frame_bytes, offset_in_frame, length
                  FROM chunk WHERE front = ?1 AND back = ?2",
             )?
-            .query_row([front, back(chunk)], |row| {
-                let location = Location {
-                    pack: PackId::OWN,
-                    frame_offset: row.get(1)?,
-                    frame_bytes: row.get(2)?,
-                    offset_in_frame: row.get(3)?,
-                    length: row.get(4)?,
-                };
-                Ok((row.get::<_, i64>(0)?, location))
-            })
+            .query_row([front, back(chunk)], place)
             .optional()?;
         let Some((number, location)) = row else {
             return Ok(None);
@@ -250,6 +285,18 @@ impl IndexReader {
         }
         Ok(id)
     }
+}
+
+/// A pack's number, and a place whose pack is still to be named.
+fn place(row: &Row<'_>) -> rusqlite::Result<(i64, Location)> {
+    let location = Location {
+        pack: PackId::OWN,
+        frame_offset: row.get(1)?,
+        frame_bytes: row.get(2)?,
+        offset_in_frame: row.get(3)?,
+        length: row.get(4)?,
+    };
+    Ok((row.get(0)?, location))
 }
 
 fn pack_number(connection: &Connection, pack: PackId, bytes: u64) -> rusqlite::Result<i64> {
@@ -277,28 +324,41 @@ fn mark_loaded(connection: &Connection, segment: SegmentId) -> rusqlite::Result<
         .map(drop)
 }
 
+/// Enters a place. Where the chunk has another one already, `prefer` says which of the two is found
+/// first; the other becomes a spare, which is what is left when the first one's pack is swept.
 fn insert_chunk(
     connection: &Connection,
     pack: i64,
     chunk: &ChunkId,
     location: &Location,
-    replace: bool,
+    prefer: bool,
 ) -> rusqlite::Result<()> {
-    let sql = match replace {
-        true => "INSERT OR REPLACE INTO chunk VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-        false => "INSERT OR IGNORE INTO chunk VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-    };
+    let row = params![
+        front(chunk),
+        back(chunk),
+        pack,
+        location.frame_offset,
+        location.frame_bytes,
+        location.offset_in_frame,
+        location.length,
+    ];
+    let insert = "INSERT OR IGNORE INTO chunk VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+    if connection.prepare_cached(insert)?.execute(row)? > 0 {
+        return Ok(());
+    }
+    if !prefer {
+        let spare = "INSERT OR REPLACE INTO spare SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7
+                     WHERE NOT EXISTS (SELECT 1 FROM chunk WHERE front = ?1 AND back = ?2 AND pack = ?3)";
+        return connection.prepare_cached(spare)?.execute(row).map(drop);
+    }
     connection
-        .prepare_cached(sql)?
-        .execute(params![
-            front(chunk),
-            back(chunk),
-            pack,
-            location.frame_offset,
-            location.frame_bytes,
-            location.offset_in_frame,
-            location.length,
-        ])
+        .prepare_cached(
+            "INSERT OR REPLACE INTO spare SELECT * FROM chunk WHERE front = ?1 AND pack <> ?2",
+        )?
+        .execute(params![front(chunk), pack])?;
+    connection
+        .prepare_cached("INSERT OR REPLACE INTO chunk VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?
+        .execute(row)
         .map(drop)
 }
 
@@ -314,6 +374,14 @@ fn part(chunk: &ChunkId, at: usize) -> i64 {
     let mut bytes = [0; 8];
     bytes.copy_from_slice(&chunk.0[at..at + 8]);
     i64::from_be_bytes(bytes)
+}
+
+/// Lets spare places stand for chunks that have lost their first one. Spares are few: what several
+/// writers have stored at the same time, and what was stored anew.
+pub(super) fn restore_spares(connection: &Connection) -> rusqlite::Result<()> {
+    connection
+        .execute("INSERT OR IGNORE INTO chunk SELECT * FROM spare", [])
+        .map(drop)
 }
 
 /// A segment that cannot be used: the chunks in it are stored anew when they are met.

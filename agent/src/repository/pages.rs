@@ -114,10 +114,13 @@ impl Repository {
             read => return read,
         };
         self.suspect(page.location.pack);
-        match self.other_place_of(page).await? {
-            Some(other) => self.page_at(&other, &decode).await,
-            None => Err(damage),
+        for other in self.other_places_of(page).await? {
+            match self.page_at(&other, &decode).await {
+                Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Missing) => {}
+                read => return read,
+            }
         }
+        Err(damage)
     }
 
     async fn page_at<T>(
@@ -130,14 +133,18 @@ impl Repository {
         decode(bytes, page).map_err(|error| self.damaged_page(page, error))
     }
 
-    async fn other_place_of(&self, page: &PageRef) -> Result<Option<PageRef>> {
-        let index = self.index().await?;
+    /// Where else the page lies, as the log says at its present end.
+    async fn other_places_of(&self, page: &PageRef) -> Result<Vec<PageRef>> {
+        let index = self.index_at_present().await?;
         let page = *page;
         blocking(move || {
-            let found = index.reader()?.known(&page_in_index(&page.id))?;
-            Ok(found
-                .filter(|location| *location != page.location)
-                .map(|location| PageRef { location, ..page }))
+            let places = index.reader()?.places(&page_in_index(&page.id))?;
+            let others = places
+                .into_iter()
+                .filter(|location| *location != page.location);
+            Ok(others
+                .map(|location| PageRef { location, ..page })
+                .collect())
         })
         .await
     }

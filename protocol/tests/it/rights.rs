@@ -124,7 +124,7 @@ fn every_kind_and_level() {
         (10, Kind::VolumeOpened, &[Restore]),
         (11, Kind::KeyChanged, &[Restore]),
         (12, Kind::Evidence, &[Maintenance, Restore]),
-        (13, Kind::RunAnnounced, &[Host, Restore]),
+        (13, Kind::RunAnnounced, &[Host, Maintenance, Restore]),
     ];
     assert_eq!(rights.map(|(_, kind, _)| kind).as_slice(), Kind::ALL);
     for ((tag, kind, levels), body) in rights.into_iter().zip(support::bodies()) {

@@ -76,13 +76,13 @@ async fn look_elsewhere(
     let mut is_partly_there = false;
     loop {
         let (from, list_here, index) = (after, Arc::clone(list), Arc::clone(&index));
-        let batch: Vec<(Place, Want, Option<Location>)> = blocking(move || {
+        let batch: Vec<(Place, Want, Vec<Location>)> = blocking(move || {
             let mut reader = index.reader()?;
             list_here
                 .batch(Some(from), BATCH)?
                 .into_iter()
                 .take_while(|(_, want)| want.location.pack == lost)
-                .map(|(place, want)| Ok((place, want, reader.known(&want.chunk)?)))
+                .map(|(place, want)| Ok((place, want, reader.places(&want.chunk)?)))
                 .collect()
         })
         .await?;
@@ -91,16 +91,20 @@ async fn look_elsewhere(
         };
         after = *last;
         let mut moved = Vec::new();
-        for (place, want, location) in batch {
-            match location {
-                Some(location)
-                    if location.pack != lost
-                        && location.length == want.location.length
-                        && sizes.of(location.pack).await? >= Some(location.frame_range().end) =>
-                {
-                    moved.push((place, Want { location, ..want }));
+        for (place, want, locations) in batch {
+            let mut elsewhere = None;
+            for location in locations {
+                let is_there = location.pack != lost
+                    && location.length == want.location.length
+                    && sizes.of(location.pack).await? >= Some(location.frame_range().end);
+                if is_there {
+                    elsewhere = Some(location);
+                    break;
                 }
-                _ => nowhere.push(want.chunk),
+            }
+            match elsewhere {
+                Some(location) => moved.push((place, Want { location, ..want })),
+                None => nowhere.push(want.chunk),
             }
         }
         is_partly_there |= !moved.is_empty();

@@ -3,6 +3,7 @@
 //! Plain functions from a record to statements, within the transaction of the caller. They believe
 //! what they are given: signatures, rights and the chain were checked before.
 
+use super::super::index::restore_spares;
 use super::unsigned;
 use rusqlite::{Connection, OptionalExtension, params};
 use tidegate_protocol::checkpoint;
@@ -127,11 +128,13 @@ pub(super) fn apply(connection: &Connection, header: &Header, body: &Body) -> ru
             }
             // Nothing is found in a swept pack, whether its rows are there or not: one pass over the
             // table for the whole record is enough.
-            connection.execute(
+            connection.execute_batch(
                 "DELETE FROM chunk WHERE pack IN
-                 (SELECT number FROM pack JOIN swept ON swept.pack = pack.id)",
-                [],
+                 (SELECT number FROM pack JOIN swept ON swept.pack = pack.id);
+                 DELETE FROM spare WHERE pack IN
+                 (SELECT number FROM pack JOIN swept ON swept.pack = pack.id);",
             )?;
+            restore_spares(connection)?;
             each(
                 connection,
                 "DELETE FROM condemned WHERE pack = ?1",
