@@ -26,6 +26,11 @@ const NEGOTIATION_SILENCE_MAX: Duration = Duration::from_secs(15);
 const HEAD_BUFFER_BYTES: usize = 256;
 /// The longest range asked about in one block status request.
 const STATUS_RANGE_BYTES_MAX: u64 = 1 << 30;
+/// Holes between data that are shorter than a block of a file system are not worth telling, and a
+/// server that names a million of them would fill our memory.
+const HOLE_BYTES_MIN: u64 = 4 << 10;
+/// A map is asked for as long as answers tell a block each on average; so many may tell less.
+const SHORT_ANSWERS_MAX: u64 = 64;
 
 /// The most requests in flight: small enough that writing a request never waits for the server to
 /// read it while the server waits for us to read its replies.
@@ -215,8 +220,9 @@ impl Client {
         }
     }
 
-    /// The extents inside `range` that may hold data: sorted, disjoint, clipped, neighbours merged.
-    /// Without `base:allocation` at the server, all of `range`.
+    /// The extents inside `range` that may hold data: sorted, disjoint, clipped, with holes of 4 KiB
+    /// or more between them. Without `base:allocation` at the server, all of `range`; from a server
+    /// that tells its map in crumbs, the rest of it.
     pub fn allocation(&mut self, range: Range<u64>) -> Result<Vec<Range<u64>>> {
         let mut data: Vec<Range<u64>> = Vec::new();
         let range = range.start..range.end.min(self.size_bytes());
@@ -227,9 +233,20 @@ impl Client {
             data.push(range);
             return Ok(data);
         }
+        let mut may_hold_data = |extent: Range<u64>| match data.last_mut() {
+            _ if extent.is_empty() => {}
+            Some(last) if extent.start - last.end < HOLE_BYTES_MIN => last.end = extent.end,
+            _ => data.push(extent),
+        };
         let aligned = self.aligned(range.clone());
         let mut at = aligned.start;
+        let mut answers_left = (range.end - range.start) / HOLE_BYTES_MIN + SHORT_ANSWERS_MAX;
         while at < aligned.end {
+            if answers_left == 0 {
+                may_hold_data(at.max(range.start)..range.end);
+                break;
+            }
+            answers_left -= 1;
             let ask_bytes = (aligned.end - at).min(STATUS_RANGE_BYTES_MAX);
             let length = u32::try_from(ask_bytes).unwrap_or(u32::MAX);
             let kind = WaitingKind::Status {
@@ -246,12 +263,8 @@ impl Client {
                 let extent = at.max(range.start)..at.saturating_add(length.into()).min(range.end);
                 at = at.saturating_add(length.into());
                 // A hole that does not promise zeros may read as anything.
-                if state & wire::STATE_ZERO != 0 || extent.is_empty() {
-                    continue;
-                }
-                match data.last_mut() {
-                    Some(last) if last.end == extent.start => last.end = extent.end,
-                    _ => data.push(extent),
+                if state & wire::STATE_ZERO == 0 {
+                    may_hold_data(extent);
                 }
             }
         }
