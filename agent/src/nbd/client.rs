@@ -3,25 +3,22 @@
 //! Not a pool: a reader that wants parallel requests starts several on one connection and finishes
 //! them in any order; parallel threads have a connection each. The invariants: a buffer is handed
 //! back only when the server has covered every byte of it exactly once; after the first violation of
-//! the protocol the connection is dead.
+//! the protocol the connection is dead; no server is waited for without end ([`patience`]).
 
 mod coverage;
 mod negotiate;
+mod patience;
 
 use super::wire::{self, ReplyHead, Request, WireError, chunk, command, errno};
 use crate::error::{Error, Kind, Result};
 use coverage::Coverage;
+use patience::{Patience, TimedSocket};
 use std::collections::HashMap;
 use std::io::{self, BufReader, Read, Write};
 use std::ops::Range;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
 
-/// A server that says nothing for so long while it owes us something is taken for dead.
-const SILENCE_MAX: Duration = Duration::from_secs(120);
-/// The same during the negotiation, which costs a server nothing.
-const NEGOTIATION_SILENCE_MAX: Duration = Duration::from_secs(15);
 /// Enough for every head. Payloads that are larger go past this buffer into their own.
 const HEAD_BUFFER_BYTES: usize = 256;
 /// The longest range asked about in one block status request.
@@ -41,7 +38,8 @@ const IN_FLIGHT_BYTES_MAX: usize = 64 << 20;
 /// A connection to one export.
 #[derive(Debug)]
 pub struct Client {
-    stream: BufReader<UnixStream>,
+    stream: BufReader<TimedSocket>,
+    patience: Patience,
     /// For messages: the disk that the operator would recognise.
     name: String,
     export: ExportFacts,
@@ -134,20 +132,27 @@ impl Client {
 
     /// The same on a connected socket.
     pub fn negotiate(stream: UnixStream, export: &str, name: &str) -> Result<Self> {
+        Self::negotiate_within(stream, export, name, Patience::DEFAULT)
+    }
+
+    fn negotiate_within(
+        stream: UnixStream,
+        export: &str,
+        name: &str,
+        patience: Patience,
+    ) -> Result<Self> {
         let refuse = |violation| refuse(name, violation);
-        stream
-            .set_read_timeout(Some(NEGOTIATION_SILENCE_MAX))
-            .and_then(|()| stream.set_write_timeout(Some(NEGOTIATION_SILENCE_MAX)))
+        let stream = TimedSocket::new(stream, patience.negotiation_max)
             .map_err(|error| refuse(error.into()))?;
         let mut stream = BufReader::with_capacity(HEAD_BUFFER_BYTES, stream);
         let export = negotiate::negotiate(&mut stream, export).map_err(refuse)?;
-        let socket = stream.get_ref();
-        socket
-            .set_read_timeout(Some(SILENCE_MAX))
-            .and_then(|()| socket.set_write_timeout(Some(SILENCE_MAX)))
+        stream
+            .get_ref()
+            .allow_silence(patience.silence_max)
             .map_err(|error| refuse(error.into()))?;
         Ok(Self {
             stream,
+            patience,
             name: name.to_owned(),
             export,
             next_cookie: 0,
@@ -273,6 +278,7 @@ impl Client {
 
     fn start(&mut self, kind: u16, offset: u64, length: u32, waiting: WaitingKind) -> Result<u64> {
         self.ensure_alive()?;
+        self.stream.get_mut().allow(self.patience.answer_max);
         let bytes = waiting.bytes();
         while self.in_flight > 0
             && (self.in_flight >= IN_FLIGHT_MAX
@@ -308,6 +314,7 @@ impl Client {
     }
 
     fn finish(&mut self, cookie: u64) -> Result<WaitingKind> {
+        self.stream.get_mut().allow(self.patience.answer_max);
         loop {
             match self.waiting.get(&cookie) {
                 None => return Err(self.die(Violation::Cookie)),
@@ -462,7 +469,7 @@ fn find(waiting: &mut HashMap<u64, Waiting>, cookie: u64) -> Result<&mut Waiting
 }
 
 fn receive_chunk(
-    stream: &mut BufReader<UnixStream>,
+    stream: &mut BufReader<TimedSocket>,
     waiting: &mut Waiting,
     context: Option<u32>,
     kind: u16,
@@ -558,3 +565,6 @@ fn refuse(name: &str, violation: Violation) -> Error {
     };
     Error::new(Kind::Unavailable, what).caused_by(violation)
 }
+
+#[cfg(test)]
+mod tests;
