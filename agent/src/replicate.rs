@@ -38,7 +38,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 use tidegate_protocol::ids::{PackId, PointId, RunId};
-use tidegate_protocol::limits::{DISKS_MAX, NAME_BYTES_MAX, PACK_BYTES_MAX};
+use tidegate_protocol::limits::{DISK_BYTES_MAX, DISKS_MAX, NAME_BYTES_MAX, PACK_BYTES_MAX};
 use tidegate_protocol::page;
 use tidegate_protocol::record::{self, Body, Consistency, PointCommitted, StoredPageRef};
 use tidegate_protocol::segment::Segment;
@@ -536,8 +536,9 @@ fn check(request: &BackupRequest) -> Result<()> {
         }
         if page::tree_levels(disk.source.size_bytes()).is_none() {
             return bad(format!(
-                "{} is larger than a disk can be",
-                disk.source.describe()
+                "{} has {} bytes: a disk can have at most {DISK_BYTES_MAX}",
+                disk.source.describe(),
+                disk.source.size_bytes()
             ));
         }
     }

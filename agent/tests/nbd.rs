@@ -608,3 +608,57 @@ fn lying_maps_are_errors() {
         }
     }
 }
+
+/// Maps that name a million extents, or one byte at a time: neither takes memory or time without
+/// bound, and what is not told counts as data.
+#[test]
+fn maps_in_crumbs_are_given_up() {
+    let kib = 1 << 10;
+    // Told at once: a block of data, then bytes of data and holes in turns.
+    let extents: Vec<(u32, u32)> = std::iter::once((4 * kib, 0))
+        .chain((0..60 * kib).map(|number| (1, 3 * (number % 2))))
+        .chain([(1 << 20, 3)])
+        .collect();
+    // Told one by one: a hole of a block, then bytes of holes.
+    let crumbs = [(4 * kib, 3), (1, 3)];
+    for (answers, expected) in [
+        (vec![extents], vec![0..64 * 1024 - 1]),
+        (
+            crumbs.map(|crumb| vec![crumb]).into(),
+            vec![4096 + 64 + 255..MIB],
+        ),
+    ] {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let server = std::thread::spawn(move || {
+            serve_negotiation(&mut theirs);
+            let mut request = [0; 28];
+            let mut answers = answers.into_iter();
+            let mut answer = answers.next().unwrap();
+            let mut asked = 0;
+            while theirs.read_exact(&mut request).is_ok() {
+                let request = wire::Request::decode(&request).unwrap();
+                if request.kind == wire::command::DISCONNECT {
+                    break;
+                }
+                let payload = wire::encode_status(1, &answer);
+                let head = wire::ReplyHead::Chunk {
+                    flags: wire::chunk::FLAG_DONE,
+                    kind: wire::chunk::BLOCK_STATUS,
+                    cookie: request.cookie,
+                    length: u32::try_from(payload.len()).unwrap(),
+                };
+                theirs
+                    .write_all(&[head.encode(), payload].concat())
+                    .unwrap();
+                answer = answers.next().unwrap_or(answer);
+                asked += 1;
+            }
+            asked
+        });
+        let mut client = Client::negotiate(ours, "", "the disk").unwrap();
+        assert_eq!(client.allocation(0..MIB).unwrap(), expected);
+        drop(client);
+        let asked = server.join().unwrap();
+        assert!(asked <= MIB / 4096 + 64, "{asked} requests");
+    }
+}

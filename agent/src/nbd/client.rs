@@ -3,29 +3,31 @@
 //! Not a pool: a reader that wants parallel requests starts several on one connection and finishes
 //! them in any order; parallel threads have a connection each. The invariants: a buffer is handed
 //! back only when the server has covered every byte of it exactly once; after the first violation of
-//! the protocol the connection is dead.
+//! the protocol the connection is dead; no server is waited for without end ([`patience`]).
 
 mod coverage;
 mod negotiate;
+mod patience;
 
 use super::wire::{self, ReplyHead, Request, WireError, chunk, command, errno};
 use crate::error::{Error, Kind, Result};
 use coverage::Coverage;
+use patience::{Patience, TimedSocket};
 use std::collections::HashMap;
 use std::io::{self, BufReader, Read, Write};
 use std::ops::Range;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
 
-/// A server that says nothing for so long while it owes us something is taken for dead.
-const SILENCE_MAX: Duration = Duration::from_secs(120);
-/// The same during the negotiation, which costs a server nothing.
-const NEGOTIATION_SILENCE_MAX: Duration = Duration::from_secs(15);
 /// Enough for every head. Payloads that are larger go past this buffer into their own.
 const HEAD_BUFFER_BYTES: usize = 256;
 /// The longest range asked about in one block status request.
 const STATUS_RANGE_BYTES_MAX: u64 = 1 << 30;
+/// Holes between data that are shorter than a block of a file system are not worth telling, and a
+/// server that names a million of them would fill our memory.
+const HOLE_BYTES_MIN: u64 = 4 << 10;
+/// A map is asked for as long as answers tell a block each on average; so many may tell less.
+const SHORT_ANSWERS_MAX: u64 = 64;
 
 /// The most requests in flight: small enough that writing a request never waits for the server to
 /// read it while the server waits for us to read its replies.
@@ -36,7 +38,8 @@ const IN_FLIGHT_BYTES_MAX: usize = 64 << 20;
 /// A connection to one export.
 #[derive(Debug)]
 pub struct Client {
-    stream: BufReader<UnixStream>,
+    stream: BufReader<TimedSocket>,
+    patience: Patience,
     /// For messages: the disk that the operator would recognise.
     name: String,
     export: ExportFacts,
@@ -129,20 +132,27 @@ impl Client {
 
     /// The same on a connected socket.
     pub fn negotiate(stream: UnixStream, export: &str, name: &str) -> Result<Self> {
+        Self::negotiate_within(stream, export, name, Patience::DEFAULT)
+    }
+
+    fn negotiate_within(
+        stream: UnixStream,
+        export: &str,
+        name: &str,
+        patience: Patience,
+    ) -> Result<Self> {
         let refuse = |violation| refuse(name, violation);
-        stream
-            .set_read_timeout(Some(NEGOTIATION_SILENCE_MAX))
-            .and_then(|()| stream.set_write_timeout(Some(NEGOTIATION_SILENCE_MAX)))
+        let stream = TimedSocket::new(stream, patience.negotiation_max)
             .map_err(|error| refuse(error.into()))?;
         let mut stream = BufReader::with_capacity(HEAD_BUFFER_BYTES, stream);
         let export = negotiate::negotiate(&mut stream, export).map_err(refuse)?;
-        let socket = stream.get_ref();
-        socket
-            .set_read_timeout(Some(SILENCE_MAX))
-            .and_then(|()| socket.set_write_timeout(Some(SILENCE_MAX)))
+        stream
+            .get_ref()
+            .allow_silence(patience.silence_max)
             .map_err(|error| refuse(error.into()))?;
         Ok(Self {
             stream,
+            patience,
             name: name.to_owned(),
             export,
             next_cookie: 0,
@@ -215,8 +225,9 @@ impl Client {
         }
     }
 
-    /// The extents inside `range` that may hold data: sorted, disjoint, clipped, neighbours merged.
-    /// Without `base:allocation` at the server, all of `range`.
+    /// The extents inside `range` that may hold data: sorted, disjoint, clipped, with holes of 4 KiB
+    /// or more between them. Without `base:allocation` at the server, all of `range`; from a server
+    /// that tells its map in crumbs, the rest of it.
     pub fn allocation(&mut self, range: Range<u64>) -> Result<Vec<Range<u64>>> {
         let mut data: Vec<Range<u64>> = Vec::new();
         let range = range.start..range.end.min(self.size_bytes());
@@ -227,9 +238,20 @@ impl Client {
             data.push(range);
             return Ok(data);
         }
+        let mut may_hold_data = |extent: Range<u64>| match data.last_mut() {
+            _ if extent.is_empty() => {}
+            Some(last) if extent.start - last.end < HOLE_BYTES_MIN => last.end = extent.end,
+            _ => data.push(extent),
+        };
         let aligned = self.aligned(range.clone());
         let mut at = aligned.start;
+        let mut answers_left = (range.end - range.start) / HOLE_BYTES_MIN + SHORT_ANSWERS_MAX;
         while at < aligned.end {
+            if answers_left == 0 {
+                may_hold_data(at.max(range.start)..range.end);
+                break;
+            }
+            answers_left -= 1;
             let ask_bytes = (aligned.end - at).min(STATUS_RANGE_BYTES_MAX);
             let length = u32::try_from(ask_bytes).unwrap_or(u32::MAX);
             let kind = WaitingKind::Status {
@@ -246,12 +268,8 @@ impl Client {
                 let extent = at.max(range.start)..at.saturating_add(length.into()).min(range.end);
                 at = at.saturating_add(length.into());
                 // A hole that does not promise zeros may read as anything.
-                if state & wire::STATE_ZERO != 0 || extent.is_empty() {
-                    continue;
-                }
-                match data.last_mut() {
-                    Some(last) if last.end == extent.start => last.end = extent.end,
-                    _ => data.push(extent),
+                if state & wire::STATE_ZERO == 0 {
+                    may_hold_data(extent);
                 }
             }
         }
@@ -260,6 +278,7 @@ impl Client {
 
     fn start(&mut self, kind: u16, offset: u64, length: u32, waiting: WaitingKind) -> Result<u64> {
         self.ensure_alive()?;
+        self.stream.get_mut().allow(self.patience.answer_max);
         let bytes = waiting.bytes();
         while self.in_flight > 0
             && (self.in_flight >= IN_FLIGHT_MAX
@@ -295,6 +314,7 @@ impl Client {
     }
 
     fn finish(&mut self, cookie: u64) -> Result<WaitingKind> {
+        self.stream.get_mut().allow(self.patience.answer_max);
         loop {
             match self.waiting.get(&cookie) {
                 None => return Err(self.die(Violation::Cookie)),
@@ -449,7 +469,7 @@ fn find(waiting: &mut HashMap<u64, Waiting>, cookie: u64) -> Result<&mut Waiting
 }
 
 fn receive_chunk(
-    stream: &mut BufReader<UnixStream>,
+    stream: &mut BufReader<TimedSocket>,
     waiting: &mut Waiting,
     context: Option<u32>,
     kind: u16,
@@ -545,3 +565,6 @@ fn refuse(name: &str, violation: Violation) -> Error {
     };
     Error::new(Kind::Unavailable, what).caused_by(violation)
 }
+
+#[cfg(test)]
+mod tests;

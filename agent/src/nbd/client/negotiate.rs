@@ -4,12 +4,12 @@
 //! leaves here are facts that later arithmetic can trust (a block size that is a power of two, a
 //! largest read that is a multiple of it).
 
+use super::patience::TimedSocket;
 use super::{ExportFacts, Violation, read_payload};
 use crate::nbd::wire::{
     self, ContextQuery, Go, Info, OptionReplyHead, handshake, info, option, reply,
 };
 use std::io::{BufReader, Read, Write};
-use std::os::unix::net::UnixStream;
 
 /// The most answers that a server may give to one option.
 const ANSWERS_MAX: usize = 64;
@@ -18,7 +18,7 @@ const BLOCK_BYTES_MAX: u32 = 64 << 10;
 
 /// Greets, chooses structured replies and `base:allocation` where the server has them, and goes.
 pub(super) fn negotiate(
-    stream: &mut BufReader<UnixStream>,
+    stream: &mut BufReader<TimedSocket>,
     export: &str,
 ) -> Result<ExportFacts, Violation> {
     let mut greeting = [0; 18];
@@ -45,7 +45,7 @@ pub(super) fn negotiate(
 
 /// Asks for `base:allocation`; its id, where the server has it.
 fn choose_allocation(
-    stream: &mut BufReader<UnixStream>,
+    stream: &mut BufReader<TimedSocket>,
     export: &str,
 ) -> Result<Option<u32>, Violation> {
     let query = ContextQuery {
@@ -71,7 +71,7 @@ fn choose_allocation(
 }
 
 fn go(
-    stream: &mut BufReader<UnixStream>,
+    stream: &mut BufReader<TimedSocket>,
     export: &str,
     allocation_context: Option<u32>,
 ) -> Result<ExportFacts, Violation> {
@@ -124,7 +124,7 @@ fn go(
 /// Sends one option and hears its answers until the last, which is either an acknowledgement or an
 /// error, whose text is given back.
 fn ask(
-    stream: &mut BufReader<UnixStream>,
+    stream: &mut BufReader<TimedSocket>,
     option: u32,
     payload: &[u8],
     mut hear: impl FnMut(u32, &[u8]) -> Result<(), Violation>,

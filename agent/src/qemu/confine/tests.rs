@@ -54,7 +54,7 @@ fn try_it(what: &str, on: &str) -> io::Result<()> {
         "read" => fs::read(on).map(drop),
         "list" => fs::read_dir(on).map(drop),
         "open for writing" => fs::OpenOptions::new().write(true).open(on).map(drop),
-        "create" => fs::write(on, "new"),
+        "create" => fs::File::create(on).map(drop),
         "create and fill" => {
             let mut file = fs::File::create(on)?;
             io::Write::write_all(&mut file, &[1; 100_000])
