@@ -133,9 +133,12 @@ fn sample(images: &[Image], every: u64) -> Result<Sample> {
     Ok(sample)
 }
 
+/// Makes of a frame what is stored of it.
+type Compress = dyn FnMut(&[u8]) -> Result<Vec<u8>>;
+
 #[expect(clippy::cast_precision_loss, reason = "shown with few digits")]
 fn row(sample: &Sample, setting: Setting, frame_kib: usize) -> Result<Vec<String>> {
-    let mut compress: Box<dyn FnMut(&[u8]) -> Result<Vec<u8>>> = match setting {
+    let mut compress: Box<Compress> = match setting {
         Setting::Level(level) => {
             let mut zstd = Compressor::new(level)?;
             Box::new(move |frame| Ok(zstd.compress(frame)?))
