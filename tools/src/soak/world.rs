@@ -525,6 +525,7 @@ impl World {
                 compression_level: 1,
                 pack_bytes: (64 << 10) << random.below(5),
                 uploads_in_flight: 1 + usize::try_from(random.below(3)).unwrap_or(0),
+                ..BackupSettings::default()
             },
         }
     }
