@@ -174,8 +174,9 @@ impl World {
                     copy_folder(lab.cache.path(), crashed[0].path());
                 }
                 // Only in the second leaf, the first is shared by all points; and nothing goes, so
-                // that what was lost can be found again in the disk.
-                disk = disk.with([(tiles - round, Tile::Data(1000 + round))]);
+                // that what was lost can be found again in the disk: with a hole on either side,
+                // or it would be cut otherwise beside the next change.
+                disk = disk.with([(tiles - 2 * round, Tile::Data(1000 + round))]);
             }
             copy_folder(lab.cache.path(), crashed[1].path());
         }
