@@ -2,10 +2,10 @@
 //! every write: packs, index segments, log records and checkpoints of the folder repository, the
 //! local SQLite file and the tree packs beside it, key files, restored images.
 //!
-//! No step is left out: a first run counts them, then one process dies at each. After each death,
-//! with the cache that the dead process left and with an empty one: every committed point restores
-//! bit-exact, the same command run again does its work, re-uses what had landed, and a verify finds
-//! nothing. The jobs that write to the repository die a third way: together with the whole machine,
+//! No step is left out: one process dies at the first, another at the second, and so on until
+//! processes come through. After each death, with the cache that the dead process left and with an
+//! empty one: every committed point restores bit-exact, the same command run again does its work,
+//! re-uses what had landed, and a verify finds nothing. The jobs that write to the repository die a third way: together with the whole machine,
 //! whose power cut takes away what was not made durable.
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 #![allow(
@@ -22,7 +22,7 @@ mod trace;
 use engine::Engine;
 use site::{MIB, Run, Site, assert_same};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use tidegate_agent::repository::read_key_file;
 use tidegate_protocol::record::{Body, RunAnnounced};
 use trace::power::Disk;
@@ -56,6 +56,10 @@ fn can_be_halved(what: &What) -> bool {
 /// More than any job here has; a job that gets there has lost its way.
 const STEPS_MAX: u64 = 2_000;
 
+/// How many processes come through before a job is known to have no more steps: threads take turns
+/// now one way, now another, and a run may have a few steps more than the one before it.
+const THROUGH: u64 = 3;
+
 /// Processes under way for each test: they mostly wait for fsync.
 const AT_ONCE: usize = 4;
 
@@ -84,15 +88,15 @@ impl Job<'_> {
     fn dies_at_every_step(&self, check: impl Fn(&Site) + Sync) {
         for death in self.deaths {
             let (next, deaths) = (AtomicU64::new(0), AtomicU64::new(0));
-            let is_done = AtomicBool::new(false);
+            let through = AtomicU64::new(0);
             let take_turns = || {
-                while !is_done.load(Ordering::Relaxed) {
+                while through.load(Ordering::Relaxed) < THROUGH {
                     let step = next.fetch_add(1, Ordering::Relaxed);
                     assert!(step < STEPS_MAX, "{} comes to no end", self.name);
                     match self.dies_at(step, *death, &check) {
                         End::Killed => drop(deaths.fetch_add(1, Ordering::Relaxed)),
-                        // It has fewer steps. Those before it are taken by now.
-                        End::Exited(_) => is_done.store(true, Ordering::Relaxed),
+                        // It has fewer steps; those before this one are taken by now.
+                        End::Exited(_) => drop(through.fetch_add(1, Ordering::Relaxed)),
                     }
                 }
             };

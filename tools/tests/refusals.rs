@@ -173,6 +173,37 @@ fn a_folder_that_may_not_be_written_is_refused() {
     assert!(!site.path("repo/repository").exists());
 }
 
+#[test]
+fn keys_of_another_repository_are_not_taken_for_those_of_an_interrupted_init() {
+    let site = Site::with_repository();
+    let before = site.files("keys");
+    // There is no repository that they could open.
+    site.run(&["init", "--repo", "other", "--keys", "keys"])
+        .ends_with(9)
+        .says(&["may be the only key", "--keys", "there is no repository in"]);
+    // There is one, and it is not theirs.
+    site.run(&["init", "--repo", "other", "--keys", "more"])
+        .succeeds();
+    let head = site.files("other/log").len();
+    site.run(&["init", "--repo", "other", "--keys", "keys"])
+        .ends_with(9)
+        .says(&["may be the only key", "--keys"]);
+    // One of them is another's: nothing is finished with a mixture.
+    std::fs::copy(site.path("more/host.key"), site.path("keys/host.key")).unwrap();
+    site.run(&["init", "--repo", "repo", "--keys", "keys"])
+        .ends_with(9)
+        .says(&["may be the only key"]);
+    assert_eq!(site.files("other/log").len(), head);
+    assert_eq!(site.files("repo/log").len(), head);
+    assert!(
+        site.files("keys")
+            .iter()
+            .zip(&before)
+            .skip(1)
+            .all(|(a, b)| a == b)
+    );
+}
+
 /// The repository is made, and then its log cannot be begun: without the keys it would be lost.
 #[test]
 fn keys_are_kept_where_a_repository_may_have_been_made() {
@@ -181,8 +212,19 @@ fn keys_are_kept_where_a_repository_may_have_been_made() {
     std::fs::write(site.path("repo/log"), "in the way").unwrap();
     let run = site.run(&["init", "--repo", "repo", "--keys", "keys"]);
     assert_ne!(run.code, 0);
-    run.says(&["were kept", "repo info"]);
+    run.says(&["were kept", "run the same command again"]);
     std::fs::remove_file(site.path("repo/log")).unwrap();
+    site.run(&["init", "--repo", "repo", "--keys", "keys"])
+        .succeeds();
+    let keys = site.tidegate(&["key", "list", "--json"]).succeeds().json();
+    assert_eq!(keys.as_array().map(Vec::len), Some(3));
+    // Nothing is left to be finished.
+    site.run(&["init", "--repo", "repo", "--keys", "keys"])
+        .ends_with(9)
+        .says(&[
+            "there is a repository already",
+            "nothing is left to be done",
+        ]);
     site.image("disk.raw", MIB, &[(0, MIB)]);
     site.tidegate(&["backup", "disk.raw"]).succeeds();
     site.tidegate(&["restore", "disk@latest", "--to", "back.raw"])
