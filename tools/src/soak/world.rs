@@ -8,6 +8,7 @@ mod check;
 
 use super::disk::Disk;
 use super::history::{Fill, History, Onto, Random, Step};
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -162,6 +163,8 @@ struct World {
     hosts: Vec<Host>,
     machines: Vec<Disks>,
     points: Vec<Committed>,
+    /// Runs that were interrupted, by name: machine and disks. Their points may be committed yet.
+    unknown: HashMap<String, (usize, Disks)>,
     one_fault_in: u64,
     seed: u64,
     faults: Arc<AtomicU64>,
@@ -210,6 +213,7 @@ impl World {
             hosts,
             machines: vec![Disks::new(); MACHINES],
             points: Vec::new(),
+            unknown: HashMap::new(),
             one_fault_in: history.one_fault_in,
             seed: history.seed,
             faults: Arc::default(),
@@ -357,14 +361,19 @@ impl World {
     }
 
     async fn repository(&mut self, host: usize) -> Outcome<Arc<Repository>> {
-        if let Some(repository) = &self.hosts[host].repository {
-            let repository = Arc::clone(repository);
-            repository.refresh().await?;
-            return Ok(repository);
-        }
-        let store = self.store_with_weather();
-        let repository = self.open(host, store).await?;
+        let repository = match &self.hosts[host].repository {
+            Some(repository) => {
+                let repository = Arc::clone(repository);
+                repository.refresh().await?;
+                repository
+            }
+            None => {
+                let store = self.store_with_weather();
+                self.open(host, store).await?
+            }
+        };
         self.hosts[host].repository = Some(Arc::clone(&repository));
+        self.adopt(&repository)?;
         Ok(repository)
     }
 

@@ -4,9 +4,8 @@
 use super::super::disk::{Allocation, Disk, Frozen};
 use super::super::history::{End, Random};
 use super::{
-    Committed, FILE_BYTES_MAX, Outcome, SABOTAGED, Sabotage, World, index, name_of, wrong,
+    Committed, FILE_BYTES_MAX, Outcome, SABOTAGED, Sabotage, Trouble, World, index, name_of, wrong,
 };
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -14,6 +13,7 @@ use tidegate_agent::Kind;
 use tidegate_agent::replicate::{
     BackupRequest, BackupSettings, BackupSummary, DiskToBackUp, backup,
 };
+use tidegate_agent::repository::Repository;
 use tidegate_agent::store::StoreSettings;
 use tidegate_protocol::ids::PointId;
 use tokio_util::sync::CancellationToken;
@@ -32,7 +32,8 @@ impl World {
             return Ok(());
         }
         let stop = CancellationToken::new();
-        let request = self.request(machine, end, draw, &stop);
+        let name = format!("run-{}", self.done.backups);
+        let request = self.request(machine, name.clone(), end, draw, &stop);
         let disks = self.machines[machine].clone();
         let repository = match end {
             End::Own | End::Stopped { .. } => self.repository(host).await?,
@@ -49,7 +50,12 @@ impl World {
                     ..StoreSettings::default()
                 };
                 let (store, script) = self.store.with_faults(&settings);
-                let repository = self.open(host, store).await?;
+                let repository = match self.open(host, store).await {
+                    Ok(repository) => repository,
+                    // A machine too busy for such a short deadline: it died early.
+                    Err(Trouble::Wrong(what)) if what.starts_with("Unavailable") => return Ok(()),
+                    Err(trouble) => return Err(trouble),
+                };
                 self.faults.fetch_add(1, Ordering::Relaxed);
                 match after_effect {
                     true => script.crash_after_effect(calls),
@@ -60,8 +66,11 @@ impl World {
         };
         let outcome = backup(&repository, request, Arc::default(), stop).await;
         self.done.backups += 1;
-        let committed = match outcome {
-            Ok(summary) => Some(point_of(&summary)?),
+        match outcome {
+            Ok(summary) => {
+                let id = point_of(&summary)?;
+                self.points.push(Committed { id, machine, disks });
+            }
             Err(error) => {
                 let expected = match end {
                     End::Own => false,
@@ -72,27 +81,31 @@ impl World {
                     return Err(error.into());
                 }
                 self.done.interrupted += 1;
-                // Its last record may stand, and only the answer be lost.
-                drop(repository);
-                let repository = self.repository(host).await?;
-                let known: HashSet<PointId> = self.points.iter().map(|point| point.id).collect();
-                let points = repository.points(None)?;
-                let mut new = points.iter().filter(|point| !known.contains(&point.id));
-                let found = new.next().map(|point| point.id);
-                if new.next().is_some() {
-                    return wrong("an interrupted backup left two points");
-                }
-                found
+                self.unknown.insert(name, (machine, disks));
             }
-        };
-        self.points
-            .extend(committed.map(|id| Committed { id, machine, disks }));
+        }
+        Ok(())
+    }
+
+    /// Takes up points of interrupted backups: the answer to their last record was lost, or the record
+    /// itself was late. The run's name says which one it was.
+    pub(super) fn adopt(&mut self, repository: &Repository) -> Outcome {
+        if self.unknown.is_empty() {
+            return Ok(());
+        }
+        for point in repository.points(None)? {
+            if let Some((machine, disks)) = self.unknown.remove(&point.host) {
+                let id = point.id;
+                self.points.push(Committed { id, machine, disks });
+            }
+        }
         Ok(())
     }
 
     fn request(
         &self,
         machine: usize,
+        name: String,
         end: End,
         draw: u64,
         stop: &CancellationToken,
@@ -135,7 +148,7 @@ impl World {
         BackupRequest {
             machine: name_of(machine),
             disks: disks.collect(),
-            host: "soak".to_owned(),
+            host: name,
             dry_run: false,
             settings: BackupSettings {
                 workers: 1 + usize::try_from(random.below(3)).unwrap_or(0),
