@@ -18,7 +18,7 @@ pub(crate) mod world;
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
-    use super::history::{End, Fill, History, Onto, Step};
+    use super::history::{End, Fill, History, Onto, Place, Step};
     use super::shrink::shrink;
     use super::world::{Sabotage, live};
     use tokio_util::sync::CancellationToken;
@@ -38,10 +38,6 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_lie_is_found_and_told_in_few_steps() {
         let mut history = History::of(5, 60);
-        let at = history.steps.iter().find_map(|(_, step)| match step {
-            Step::Write { at, .. } => Some(*at),
-            _ => None,
-        });
         let lie = [
             Step::Resize {
                 disk: 0,
@@ -53,7 +49,7 @@ mod tests {
             },
             Step::Write {
                 disk: 0,
-                at: at.unwrap(),
+                at: Place::START,
                 length: 9000,
                 fill: Fill::Text(3),
             },

@@ -54,6 +54,14 @@ pub(crate) struct Place {
 }
 
 impl Place {
+    /// The disk's first byte.
+    pub(crate) const START: Self = Self {
+        number: 0,
+        grid: None,
+        back: 0,
+        aligned: true,
+    };
+
     /// Where that is on a disk of `size_bytes`.
     pub(crate) fn on(&self, size_bytes: u64) -> u64 {
         let at = match self.grid {
@@ -277,12 +285,7 @@ fn step(random: &mut Random) -> Step {
         },
         1 => Step::Write {
             disk: random.below(60),
-            at: Place {
-                number: 0,
-                grid: None,
-                back: 0,
-                aligned: true,
-            },
+            at: Place::START,
             length: 512,
             fill: Fill::Table(random.of(&[63, 63, 64, 34])),
         },
