@@ -1,14 +1,15 @@
 //! The kept corpus: inputs that between them reach all that was ever reached.
 //!
 //! Not where libFuzzer works: that is a folder of files, a few hundred for each target. Here they
-//! are one text for each target, an input a line in hexadecimal, so that the tree stays readable and
+//! are one text for each target, an input a line in base64, so that the tree stays readable and
 //! a change shows what came and went.
 
-use std::fmt::Write as _;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use std::path::{Path, PathBuf};
 
-/// Longer ones teach nothing that a shorter one does not, and fill the tree.
-const INPUT_BYTES_MAX: usize = 4096;
+/// Longer ones fill the tree, and the seeds are long.
+const INPUT_BYTES_MAX: usize = 512;
 
 fn file_of(target: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -19,12 +20,8 @@ fn file_of(target: &str) -> PathBuf {
 /// The inputs that are kept for a target.
 pub(crate) fn kept(target: &str) -> Vec<Vec<u8>> {
     let text = std::fs::read_to_string(file_of(target)).unwrap_or_default();
-    let byte = |digits: &[u8]| {
-        let digits = std::str::from_utf8(digits).unwrap();
-        u8::from_str_radix(digits, 16).expect("hexadecimal digits")
-    };
     text.lines()
-        .map(|line| line.as_bytes().chunks(2).map(byte).collect())
+        .map(|line| STANDARD.decode(line).expect("base64"))
         .collect()
 }
 
@@ -37,13 +34,8 @@ pub(crate) fn keep(target: &str, folder: &Path) {
         .collect();
     inputs.sort_by(|one, other| (one.len(), one).cmp(&(other.len(), other)));
     inputs.dedup();
-    let mut text = String::new();
-    for input in inputs {
-        input
-            .iter()
-            .for_each(|byte| write!(text, "{byte:02x}").unwrap());
-        text.push('\n');
-    }
+    let lines = inputs.iter().map(|input| STANDARD.encode(input) + "\n");
+    let text: String = lines.collect();
     std::fs::create_dir_all(file_of(target).parent().unwrap()).unwrap();
     std::fs::write(file_of(target), text).expect("the corpus can be written");
 }
