@@ -3,7 +3,7 @@
 //! Not a pool: a reader that wants parallel requests starts several on one connection and finishes
 //! them in any order; parallel threads have a connection each. The invariants: a buffer is handed
 //! back only when the server has covered every byte of it exactly once; after the first violation of
-//! the protocol the connection is dead; no server is waited for without end ([`patience`]).
+//! the protocol the connection is dead; no server is waited for without end (`patience`).
 
 mod coverage;
 mod negotiate;
