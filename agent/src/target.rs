@@ -2,8 +2,8 @@
 
 pub(crate) mod convert;
 mod device;
-mod direct;
 mod file;
+mod filling;
 
 pub use convert::{ConvertSettings, convert};
 pub use device::open_in_place;
@@ -26,6 +26,16 @@ pub trait Target: Send + Sync {
     /// The extents inside `range` that may hold something else than zeros: sorted, disjoint, not
     /// empty, clipped to `range`. Lets a restore that compares skip the holes of a sparse target.
     fn allocation(&self, range: Range<u64>) -> Result<Vec<Range<u64>>>;
+
+    /// Says that these ranges are about to be written: sorted, disjoint. A target may make room for them,
+    /// so that a lack of it shows before anything is fetched; what they read as does not change.
+    ///
+    /// # Errors
+    /// [`Kind::NoSpace`](crate::error::Kind::NoSpace) when they do not fit.
+    fn reserve(&self, ranges: &[Range<u64>]) -> Result<()> {
+        let _ = ranges;
+        Ok(())
+    }
 
     /// Writes `bytes` at `offset`.
     fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()>;

@@ -70,6 +70,16 @@ impl Image {
         &self.path
     }
 
+    /// Reads all of it, so that it is in the page cache.
+    pub(crate) fn warm(&self) -> Result<()> {
+        let mut buffer = vec![0; WINDOW_BYTES];
+        for window in self.windows(WINDOW_BYTES as u64) {
+            let buffer = &mut buffer[..usize::try_from(window.end - window.start)?];
+            self.read_at(window.start, buffer)?;
+        }
+        Ok(())
+    }
+
     pub(crate) fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
         self.file
             .read_exact_at(buffer, offset)

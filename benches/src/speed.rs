@@ -7,8 +7,9 @@
 //! with the image, bit for bit; a difference ends the bench. What does not depend on the machine is
 //! taken once: what three independent installs come to, and what all of it asks of an S3 server.
 //!
-//! The images stay in the page cache throughout, for all alike: disks of test machines say little
-//! about disks of hypervisor hosts, and what is compared is the software.
+//! What a program reads is read once before it starts, so that it comes out of the page cache for all
+//! alike: disks of test machines say little about disks of hypervisor hosts, and what is compared is the
+//! software.
 
 mod child;
 mod contender;
@@ -160,6 +161,7 @@ fn generations(
     let mut sum: Option<Sample> = None;
     for image in &workload.generations {
         let machine = place.machine("server", image)?;
+        image.warm()?;
         let sample = timed(
             contender,
             &place,
@@ -177,6 +179,7 @@ fn generations(
     samples.extend(sum.map(|sum| (Figure::Generations, sum)));
     let machine = place.machine("server", last)?;
     let again = contender.backup(&place, &machine, true)?;
+    last.warm()?;
     samples.push((Figure::Unchanged, timed(contender, &place, again)?));
     let (restore, restored) = contender.restore(&place, &machine)?;
     samples.push((Figure::Restore, timed(contender, &place, restore)?));
@@ -191,11 +194,25 @@ fn limits(
     place: &Place,
 ) -> Result<Vec<(Figure, Sample)>> {
     let (figure, command, result) = contender.limit(workload, place)?;
+    match figure {
+        Figure::First => warm(&workload.first_nonzero)?,
+        Figure::Restore => warm(&workload.last_nonzero_zst)?,
+        _ => {}
+    }
+    if let Some(last) = workload.generations.last() {
+        last.warm()?;
+    }
     let mut sample = timed(contender, place, command)?;
     if figure == Figure::First {
         sample.stored = Some(Stored::of(&result)?);
     }
     Ok(vec![(figure, sample)])
+}
+
+/// Reads a file, so that it is in the page cache.
+fn warm(path: &Path) -> Result<()> {
+    std::io::copy(&mut File::open(path)?, &mut std::io::sink())?;
+    Ok(())
 }
 
 /// Three machines that have nothing to do with each other, into one repository.
@@ -205,6 +222,7 @@ fn installs(contender: &Contender, workload: &Workload, folder: &Path) -> Result
     let mut sum: Option<Sample> = None;
     for (number, image) in workload.installs.iter().enumerate() {
         let machine = place.machine(&format!("install{number}"), image)?;
+        image.warm()?;
         let sample = timed(
             contender,
             &place,
@@ -262,7 +280,6 @@ impl Sample {
 }
 
 impl Workload {
-    /// Reads the images once: they are in the page cache from then on, as far as memory allows.
     fn prepare(images: &Path, work: &Path) -> Result<Self> {
         let generations = Image::open_folder(&images.join("generations"))?;
         let installs = Image::open_folder(&images.join("installs"))?;

@@ -97,13 +97,9 @@ pub(crate) fn seal(key: &SealKey, header: &[u8], payload: &[u8], pack: &mut Vec<
     key.seal_tail(length_u32(from), header, pack, from);
 }
 
-/// Alignment of opened content in memory, in bytes: that of a page, which direct writes ask for.
-const CONTENT_ALIGNMENT: usize = 4096;
-
 /// Opens frames; its buffers and zstd context are reused from frame to frame.
 pub struct FrameOpener {
     payload: Vec<u8>,
-    /// Content begins at its first aligned byte.
     raw: Vec<u8>,
     decompressor: Decompressor<'static>,
 }
@@ -118,8 +114,7 @@ impl FrameOpener {
         })
     }
 
-    /// Opens the frame that stands at `frame_offset` of a pack and returns its content, which begins
-    /// at a page's boundary in memory.
+    /// Opens the frame that stands at `frame_offset` of a pack and returns its content.
     pub fn open(
         &mut self,
         key: &SealKey,
@@ -136,24 +131,22 @@ impl FrameOpener {
             return Err(reader.range("raw length", raw_bytes.into()));
         }
         let content = reader.take(reader.remaining())?;
-        let room = raw_bytes as usize + CONTENT_ALIGNMENT;
-        if self.raw.len() < room {
-            self.raw.resize(room, 0);
-        }
-        let front = self.raw.as_ptr().align_offset(CONTENT_ALIGNMENT);
-        let raw = &mut self.raw[front..front + raw_bytes as usize];
         match codec {
             CODEC_STORED => {
-                if content.len() != raw.len() {
+                if content.len() != raw_bytes as usize {
                     return Err(reader.range("raw length", raw_bytes.into()));
                 }
-                raw.copy_from_slice(content);
-                Ok(raw)
+                Ok(&self.payload[PAYLOAD_HEADER_BYTES..])
             }
             CODEC_ZSTD => {
+                // Never smaller, so that it is cleared once only.
+                if self.raw.len() < raw_bytes as usize {
+                    self.raw.resize(raw_bytes as usize, 0);
+                }
+                let raw = &mut self.raw[..raw_bytes as usize];
                 let length = self
                     .decompressor
-                    .decompress_to_buffer(content, raw)
+                    .decompress_to_buffer(content, &mut *raw)
                     .map_err(|error| FormatError::Compression {
                         object: OBJECT,
                         detail: error.to_string(),

@@ -167,6 +167,9 @@ async fn restore(
             wants = missing;
             summary.kept_bytes += kept;
         }
+        let ranges = ranges_of(&wants);
+        let reserving = Arc::clone(&target);
+        blocking(move || reserving.reserve(&ranges)).await?;
         let fetched = repository.fetch(wants, fetch, &sink, stop).await?;
         summary.fetched_bytes += fetched;
         progress.add_stored(fetched);
@@ -202,6 +205,23 @@ pub async fn restore_plan(repository: &Arc<Repository>, disk: &PointDisk) -> Res
     }
     plan.packs = packs.len() as u64;
     Ok(plan)
+}
+
+/// Where wants go on the disk: sorted, what is adjacent joined.
+fn ranges_of(wants: &[Want]) -> Vec<Range<u64>> {
+    let mut ranges: Vec<Range<u64>> = wants
+        .iter()
+        .map(|want| want.disk_offset..want.disk_offset + u64::from(want.length))
+        .collect();
+    ranges.sort_unstable_by_key(|range| range.start);
+    ranges.dedup_by(|next, before| {
+        let adjacent = before.end == next.start;
+        if adjacent {
+            before.end = next.end;
+        }
+        adjacent
+    });
+    ranges
 }
 
 #[derive(Default)]

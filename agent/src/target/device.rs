@@ -6,7 +6,7 @@
 //! is most likely the wrong one.
 
 use super::Target;
-use super::direct::DirectFile;
+use super::filling::Filling;
 use crate::error::{Error, Kind, Result};
 use crate::sparse::{self, QemuUse};
 use rustix::fs::FlockOperation;
@@ -75,7 +75,7 @@ pub fn open_in_place(path: &Path, size_bytes: u64) -> Result<Box<dyn Target>> {
         1
     };
     Ok(Box::new(InPlace {
-        file: DirectFile::new(file),
+        file: Filling::new(file),
         path: path.to_owned(),
         unit_bytes,
     }))
@@ -122,7 +122,7 @@ fn fit(file: &File, path: &Path, size_bytes: u64, found_bytes: u64) -> Result<()
 
 #[derive(Debug)]
 struct InPlace {
-    file: DirectFile,
+    file: Filling,
     path: PathBuf,
     /// What holes must be aligned to.
     unit_bytes: u64,

@@ -6,7 +6,7 @@
 //! resumed. At most one process writes to a partial file, held by a lock that dies with it.
 
 use super::Target;
-use super::direct::DirectFile;
+use super::filling::Filling;
 use crate::error::{Error, Kind, Result};
 use crate::sparse;
 use rustix::fs::{CWD, FlockOperation, RenameFlags};
@@ -65,7 +65,7 @@ pub fn create_file(path: &Path, size_bytes: u64, overwrite: bool) -> Result<Box<
         )
     })?;
     Ok(Box::new(FileTarget {
-        file: DirectFile::new(file),
+        file: Filling::new(file),
         partial,
         path: path.to_owned(),
         overwrite,
@@ -110,7 +110,7 @@ pub fn resume_partial(path: &Path, size_bytes: u64, overwrite: bool) -> Result<B
         .advise("delete it, then restore from the beginning"));
     }
     Ok(Box::new(FileTarget {
-        file: DirectFile::new(file),
+        file: Filling::new(file),
         partial,
         path: path.to_owned(),
         overwrite,
@@ -233,7 +233,7 @@ pub(super) fn publish(partial: &Path, path: &Path, overwrite: bool) -> Result<()
 
 #[derive(Debug)]
 struct FileTarget {
-    file: DirectFile,
+    file: Filling,
     partial: PathBuf,
     path: PathBuf,
     overwrite: bool,
@@ -256,6 +256,10 @@ impl Target for FileTarget {
 
     fn allocation(&self, range: Range<u64>) -> Result<Vec<Range<u64>>> {
         sparse::data_extents(self.file.file(), &self.partial, range)
+    }
+
+    fn reserve(&self, ranges: &[Range<u64>]) -> Result<()> {
+        self.file.reserve(&self.partial, ranges)
     }
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
