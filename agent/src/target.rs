@@ -27,8 +27,8 @@ pub trait Target: Send + Sync {
     /// empty, clipped to `range`. Lets a restore that compares skip the holes of a sparse target.
     fn allocation(&self, range: Range<u64>) -> Result<Vec<Range<u64>>>;
 
-    /// Says that these ranges are about to be written: sorted, disjoint. A target may make room for them,
-    /// so that a lack of it shows before anything is fetched; what they read as does not change.
+    /// Says that these ranges are about to be written, whatever they hold: sorted, disjoint. A target may
+    /// make room for them, so that a lack of it shows before anything is fetched.
     ///
     /// # Errors
     /// [`Kind::NoSpace`](crate::error::Kind::NoSpace) when they do not fit.

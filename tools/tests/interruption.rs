@@ -3,7 +3,7 @@
 
 mod site;
 
-use site::{MIB, Run, Site, allocated_bytes, assert_same};
+use site::{MIB, Run, Site, assert_same, written_bytes};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -120,7 +120,7 @@ fn an_interrupted_restore_keeps_what_was_written() {
         let mut child = start(&site, &args);
         let partial = site.path(&format!("{back}.tidegate-partial"));
         wait_until(&mut child, "data in the target", || {
-            partial.exists() && allocated_bytes(&partial) > 40 * MIB
+            partial.exists() && written_bytes(&partial) > 40 * MIB
         });
         signal(&child, name);
         let output = child.wait_with_output().unwrap();

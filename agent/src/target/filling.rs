@@ -41,14 +41,17 @@ impl Filling {
         &self.file
     }
 
-    /// Makes room for what is about to be written; what it reads as does not change. `path` is for the
-    /// error.
+    /// Makes room for what is about to be written. Where there is not enough, all of it is given back:
+    /// the ranges become holes. `path` is for the error.
     pub(super) fn reserve(&self, path: &Path, ranges: &[Range<u64>]) -> Result<()> {
-        for range in ranges {
+        for (number, range) in ranges.iter().enumerate() {
             let length = range.end - range.start;
             match fallocate(&self.file, FallocateFlags::KEEP_SIZE, range.start, length) {
                 Ok(()) => {}
                 Err(error @ (Errno::NOSPC | Errno::DQUOT)) => {
+                    for range in &ranges[..=number] {
+                        sparse::zero(&self.file, path, range.clone(), 1)?;
+                    }
                     let what = format!("cannot make room for {length} bytes in {}", path.display());
                     return Err(Error::io(what, error.into()));
                 }

@@ -298,6 +298,19 @@ pub fn allocated_bytes(path: &Path) -> u64 {
     std::os::unix::fs::MetadataExt::blocks(&path.metadata().unwrap()) * 512
 }
 
+/// Bytes that somebody has written; room that was only made reads as a hole.
+pub fn written_bytes(path: &Path) -> u64 {
+    use rustix::fs::{SeekFrom, seek};
+    let file = std::fs::File::open(path).unwrap();
+    let mut written = 0;
+    let mut at = 0;
+    while let Ok(start) = seek(&file, SeekFrom::Data(at)) {
+        at = seek(&file, SeekFrom::Hole(start)).unwrap();
+        written += at - start;
+    }
+    written
+}
+
 /// Runs another program, which must succeed.
 #[track_caller]
 pub fn program(name: &str, args: &[&str]) -> String {
