@@ -350,11 +350,7 @@ async fn the_next_run_goes_on_from_what_had_landed() {
     let lab = Lab::new(&impatient()).await;
     let repository = lab.open().await;
     // Dies at its fourth pack: three have landed.
-    let mut packs = 0;
-    lab.faults.script(move |call| {
-        packs += u32::from(call.operation == Operation::Put && call.key.starts_with("packs/"));
-        (packs == 4).then_some(Fault::Crash)
-    });
+    dies_at_its_fourth_pack(&lab.faults);
     back_up(&repository, &first_disk()).await.unwrap_err();
     drop(repository);
     lab.faults.heal();
@@ -366,11 +362,7 @@ async fn the_next_run_goes_on_from_what_had_landed() {
     // A pack that had landed and is gone again is found out before anything refers to it.
     let lab = Lab::new(&impatient()).await;
     let repository = lab.open().await;
-    let mut packs = 0;
-    lab.faults.script(move |call| {
-        packs += u32::from(call.operation == Operation::Put && call.key.starts_with("packs/"));
-        (packs == 4).then_some(Fault::Crash)
-    });
+    dies_at_its_fourth_pack(&lab.faults);
     back_up(&repository, &first_disk()).await.unwrap_err();
     drop(repository);
     lab.faults.heal();
@@ -378,6 +370,14 @@ async fn the_next_run_goes_on_from_what_had_landed() {
     lab.store.delete(&first.object_key()).await.unwrap();
     lab.check(&[], &first_disk(), "a landed pack was deleted")
         .await;
+}
+
+fn dies_at_its_fourth_pack(faults: &FaultStore) {
+    let mut packs = 0;
+    faults.script(move |call| {
+        packs += u32::from(call.operation == Operation::Put && call.key.starts_with("packs/"));
+        (packs == 4).then_some(Fault::Crash)
+    });
 }
 
 /// The packs that were put, in order.

@@ -7,6 +7,7 @@
 
 use super::Target;
 use super::filling::Filling;
+use crate::durable;
 use crate::error::{Error, Kind, Result};
 use crate::sparse;
 use rustix::fs::{CWD, FlockOperation, RenameFlags};
@@ -56,13 +57,9 @@ pub fn create_file(path: &Path, size_bytes: u64, overwrite: bool) -> Result<Box<
             _ => Error::io(format!("cannot create {}", partial.display()), error),
         })?;
     lock(&file, &partial)?;
-    file.set_len(size_bytes).map_err(|error| {
+    set_length(&file, &partial, size_bytes).inspect_err(|_| {
         // Nothing is in it yet: do not leave it in the way of the next attempt.
         let _ = std::fs::remove_file(&partial);
-        Error::io(
-            format!("cannot make {} {size_bytes} bytes long", partial.display()),
-            error,
-        )
     })?;
     Ok(Box::new(FileTarget {
         file: Filling::new(file),
@@ -92,12 +89,7 @@ pub fn resume_partial(path: &Path, size_bytes: u64, overwrite: bool) -> Result<B
     let found = file.metadata().map_err(cannot)?;
     if found.is_file() && found.len() == 0 {
         // Whoever made it was killed before it had its length.
-        file.set_len(size_bytes).map_err(|error| {
-            Error::io(
-                format!("cannot make {} {size_bytes} bytes long", partial.display()),
-                error,
-            )
-        })?;
+        set_length(&file, &partial, size_bytes)?;
     } else if !found.is_file() || found.len() != size_bytes {
         return Err(Error::new(
             Kind::Conflict,
@@ -116,6 +108,15 @@ pub fn resume_partial(path: &Path, size_bytes: u64, overwrite: bool) -> Result<B
         overwrite,
         fresh: false,
     }))
+}
+
+fn set_length(file: &File, partial: &Path, size_bytes: u64) -> Result<()> {
+    file.set_len(size_bytes).map_err(|error| {
+        Error::io(
+            format!("cannot make {} {size_bytes} bytes long", partial.display()),
+            error,
+        )
+    })
 }
 
 /// The partial name for `path`, when `path` may be taken.
@@ -226,8 +227,7 @@ pub(super) fn publish(partial: &Path, path: &Path, overwrite: bool) -> Result<()
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    File::open(folder)
-        .and_then(|folder| folder.sync_all())
+    durable::fsync_folder(folder)
         .map_err(|error| Error::io(format!("cannot make {} durable", folder.display()), error))
 }
 
