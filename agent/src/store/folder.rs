@@ -26,11 +26,12 @@ use object_store::{
 use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+mod direct;
 mod walk;
 
 use walk::Walk;
@@ -197,9 +198,7 @@ impl Shared {
 
 /// Creates the file `path` unless it is there, its bytes and name durable.
 fn create_object(path: &Path, payload: &PutPayload) -> io::Result<()> {
-    durable::create_file(path, 0o666, |file| {
-        payload.iter().try_for_each(|part| file.write_all(part))
-    })
+    durable::create_file(path, 0o666, |file| direct::write(file, payload))
 }
 
 fn meta_of(location: Key, metadata: &std::fs::Metadata) -> io::Result<ObjectMeta> {
