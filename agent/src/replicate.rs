@@ -13,6 +13,7 @@
 //! meanwhile sends the run back to the disks, where all else is found to be known already.
 
 mod assemble;
+mod buffers;
 mod claims;
 mod draft;
 mod mend;
@@ -23,7 +24,7 @@ use crate::chunk::partition;
 use crate::clock;
 use crate::error::{Error, Kind, Result};
 use crate::progress::Progress;
-use crate::repository::point::as_optional_text;
+use crate::repository::point::{PointDisk, as_optional_text};
 use crate::repository::tree::TreeReader;
 use crate::repository::{Point, Repository, blocking};
 use crate::source::Source;
@@ -43,7 +44,7 @@ use tidegate_protocol::page;
 use tidegate_protocol::record::{self, Body, Consistency, PointCommitted, StoredPageRef};
 use tidegate_protocol::segment::Segment;
 use tokio_util::sync::CancellationToken;
-use worker::{Disk, Finished, Made, Parent, Shared, Worker};
+use worker::{Disk, Finished, Idle, Made, Parent, Shared, Worker};
 
 /// Frames and spans on their way to the assembling thread.
 const MADE_IN_FLIGHT: usize = 16;
@@ -405,12 +406,15 @@ fn run_threads(
 ) -> Result<(Finished, Assembled)> {
     let (made, taken) = mpsc::sync_channel::<Made>(MADE_IN_FLIGHT);
     let assembler = assembler(shared, to_publish, landed)?;
+    let (to_idle, idle) = Idle::new();
+    let idle = &idle;
     thread::scope(|scope| {
         let workers: Vec<_> = (0..shared.settings.workers.max(1))
             .map(|_| {
-                let made = made.clone();
+                let (made, to_idle) = (made.clone(), to_idle.clone());
                 scope.spawn(move || {
-                    let finished = Worker::new(shared, made).and_then(Worker::run);
+                    let worker = Worker::new(shared, made, idle, to_idle);
+                    let finished = worker.and_then(Worker::run);
                     if finished.is_err() {
                         shared.stop.cancel();
                     }
@@ -418,7 +422,7 @@ fn run_threads(
                 })
             })
             .collect();
-        drop(made);
+        drop((made, to_idle));
         let assembled = assembler.run(&taken);
         // Workers that still want to send find nobody there.
         drop(taken);
@@ -460,6 +464,19 @@ impl Finished {
     }
 }
 
+/// The disk at the parent point. Where machine and point have one disk each it is that one, whatever
+/// its image is called by now; should it be another disk after all, comparing with it does no harm.
+fn old_disk<'a>(
+    point: &'a Point,
+    request: &BackupRequest,
+    disk: &DiskToBackUp,
+) -> Option<&'a PointDisk> {
+    match (point.disks.as_slice(), request.disks.as_slice()) {
+        ([only], [_]) => Some(only),
+        (disks, _) => disks.iter().find(|old| old.name == disk.name),
+    }
+}
+
 async fn open_disks(
     repository: &Arc<Repository>,
     request: &BackupRequest,
@@ -478,7 +495,7 @@ async fn open_disks(
             Ok((source, regions))
         })
         .await?;
-        let old = parent.and_then(|point| point.disks.iter().find(|old| old.name == disk.name));
+        let old = parent.and_then(|point| old_disk(point, request, disk));
         disks.push(Disk {
             source,
             size_bytes,
@@ -561,7 +578,7 @@ fn reason(request: &BackupRequest, parent: Option<&Point>, outcome: &Outcome) ->
             point.id.short()
         );
     }
-    let is_new = |disk: &&DiskToBackUp| !point.disks.iter().any(|old| old.name == disk.name);
+    let is_new = |disk: &&DiskToBackUp| old_disk(point, request, disk).is_none();
     let new: Vec<_> = request.disks.iter().filter(is_new).collect();
     let names: Vec<_> = new.iter().map(|disk| disk.name.as_str()).collect();
     let mut reason = format!(

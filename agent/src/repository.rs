@@ -425,6 +425,11 @@ impl Repository {
         self.index().await
     }
 
+    /// The chunk index if it is open, whatever the log has named since.
+    pub(crate) fn index_as_it_is(&self) -> Option<Arc<Index>> {
+        self.index.get().map(Arc::clone)
+    }
+
     fn unusable_segments(&self) -> MutexGuard<'_, HashSet<SegmentId>> {
         self.unusable_segments
             .lock()
@@ -516,11 +521,8 @@ impl Repository {
     }
 
     async fn index_follows(&self) -> Result<()> {
-        match self.index.get() {
-            Some(index) => {
-                let index = Arc::clone(index);
-                blocking(move || index.refresh_unusable()).await
-            }
+        match self.index_as_it_is() {
+            Some(index) => blocking(move || index.refresh_unusable()).await,
             None => Ok(()),
         }
     }

@@ -168,11 +168,36 @@ async fn an_unchanged_disk_costs_one_record_and_no_pack() {
     assert_eq!(after.puts - before.puts, 1, "one log record");
     assert_eq!(after.gets - before.gets, 0);
     assert_eq!(second.chunks, first.chunks);
+    // Its image may be called otherwise by now: the machine has no other disk.
+    let renamed = request("web", &[("snapshot-2", disk.clone())]);
+    let third = backup(
+        &repository,
+        renamed,
+        Arc::default(),
+        CancellationToken::new(),
+    )
+    .await
+    .unwrap();
+    assert_eq!((third.packs, third.stored_bytes), (0, 0), "{third:?}");
+    assert!(!third.reason.contains("has no disk"), "{}", third.reason);
     // Another process with an empty cache finds the same.
     let elsewhere = tempfile::tempdir().unwrap();
     let repository = lab.open_as(&lab.keys.host, elsewhere.path()).await;
-    let third = back_up(&repository, "web", &disk).await;
-    assert_eq!((third.packs, third.new_bytes), (0, 0));
+    let fourth = back_up(&repository, "web", &disk).await;
+    assert_eq!((fourth.packs, fourth.new_bytes), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_run_stores_it_does_not_read_back() {
+    let lab = Lab::in_memory().await;
+    let repository = lab.open().await;
+    back_up(&repository, "other", &content(1 << 20, 1)).await;
+    let before = lab.store.requests();
+    let summary = back_up(&repository, "web", &content(30 << 20, 2)).await;
+    assert!(summary.packs > 1);
+    back_up(&repository, "third", &content(2 << 20, 3)).await;
+    let after = lab.store.requests();
+    assert_eq!(after.gets - before.gets, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

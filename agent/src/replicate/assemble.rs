@@ -8,6 +8,7 @@
 //!               └────all placed────► tree ──► tree packs ──► publisher
 //! ```
 
+use super::buffers::Buffers;
 use super::draft::{self, DraftExtent, LeafDraft};
 use super::publish::ToPublish;
 use super::worker::{Disk, Made, Shared};
@@ -20,7 +21,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, PoisonError};
 use tidegate_protocol::ids::{ChunkId, PackId};
-use tidegate_protocol::keys::{Keys, Secret};
+use tidegate_protocol::keys::Secret;
 use tidegate_protocol::pack::{Location, PackKind, PackRandom, PackWriter};
 use tidegate_protocol::page::{Inner, PageRef};
 use tokio::sync::mpsc::Sender;
@@ -58,6 +59,7 @@ pub(super) struct Assembler<'a, F> {
     tree: TreeWriter<'a, F>,
     old: OldTrees<'a>,
     index: IndexReader,
+    buffers: Buffers,
     pack: Option<PackWriter>,
     /// Chunks of the open pack.
     open: Vec<(ChunkId, Location)>,
@@ -101,6 +103,7 @@ pub(super) fn assembler<'a>(
         shared,
         out,
         landed,
+        buffers: Buffers::default(),
         pack: None,
         open: Vec::new(),
         places: HashMap::new(),
@@ -160,10 +163,9 @@ impl<F: FnMut() -> Result<PackRandom>> Assembler<'_, F> {
     }
 
     fn frame(&mut self, payload: &[u8], items: &[(ChunkId, u32)]) -> Result<()> {
-        let keys = self.shared.repository.keys();
         let mut pack = match self.pack.take() {
             Some(pack) => pack,
-            None => new_data_pack(keys, self.shared.settings.pack_bytes as usize)?,
+            None => self.new_data_pack()?,
         };
         let range = pack
             .push(
@@ -193,14 +195,24 @@ impl<F: FnMut() -> Result<PackRandom>> Assembler<'_, F> {
         Ok(())
     }
 
+    fn new_data_pack(&self) -> Result<PackWriter> {
+        // Room for the last frame and the footer, so that the buffer never moves.
+        let capacity_bytes = self.shared.settings.pack_bytes as usize + (2 << 20);
+        let buffer = self.buffers.take(capacity_bytes);
+        let keys = self.shared.repository.keys();
+        PackWriter::new(PackKind::Data, keys, pack_random()?, buffer)
+            .map_err(|error| Error::new(Kind::Bug, "a pack cannot be begun").caused_by(error))
+    }
+
     /// Names the open pack, sends it on its way, and places what waited for it.
     fn close_pack(&mut self) -> Result<()> {
         let Some(pack) = self.pack.take() else {
             return Ok(());
         };
         let sealed = pack.finish();
-        self.own.insert(sealed.id);
-        self.stored_bytes += sealed.bytes.len() as u64;
+        let (id, bytes) = (sealed.id, self.buffers.share(sealed.bytes));
+        self.own.insert(id);
+        self.stored_bytes += bytes.len() as u64;
         let mut chunks = std::mem::take(&mut self.open);
         if self.out.is_none() {
             self.dry_chunks += chunks.len();
@@ -211,10 +223,10 @@ impl<F: FnMut() -> Result<PackRandom>> Assembler<'_, F> {
             return Ok(());
         }
         for (chunk, location) in &mut chunks {
-            location.pack = sealed.id;
+            location.pack = id;
             self.places.insert(*chunk, *location);
         }
-        publish(self.out.as_ref(), ToPublish::data(sealed, chunks))?;
+        publish(self.out.as_ref(), ToPublish::data(id, bytes, chunks))?;
         let waiting = std::mem::take(&mut self.waiting);
         self.waiting_extents = 0;
         for leaf in waiting {
@@ -313,13 +325,6 @@ fn publish(out: Option<&Sender<ToPublish>>, pack: ToPublish) -> Result<()> {
             .blocking_send(pack)
             .map_err(|_| Error::new(Kind::Interrupted, "another part of the run failed")),
     }
-}
-
-fn new_data_pack(keys: &Keys, pack_bytes: usize) -> Result<PackWriter> {
-    // Room for the last frame and the footer, so that the buffer never moves.
-    let buffer = Vec::with_capacity(pack_bytes + (2 << 20));
-    PackWriter::new(PackKind::Data, keys, pack_random()?, buffer)
-        .map_err(|error| Error::new(Kind::Bug, "a pack cannot be begun").caused_by(error))
 }
 
 /// Fresh randomness for a pack.

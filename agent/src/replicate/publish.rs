@@ -46,7 +46,7 @@ const FOOTER_GUESS_BYTES: u64 = 256 << 10;
 /// A pack on its way.
 pub(super) struct ToPublish {
     id: PackId,
-    bytes: Vec<u8>,
+    bytes: Bytes,
     kind: PackKind,
     /// What the index is to know of it. Of tree packs that is nothing, unless pages are being mended:
     /// they are found from the point.
@@ -54,10 +54,10 @@ pub(super) struct ToPublish {
 }
 
 impl ToPublish {
-    pub(super) fn data(pack: SealedPack, chunks: Vec<(ChunkId, Location)>) -> Self {
+    pub(super) fn data(id: PackId, bytes: Bytes, chunks: Vec<(ChunkId, Location)>) -> Self {
         Self {
-            id: pack.id,
-            bytes: pack.bytes,
+            id,
+            bytes,
             kind: PackKind::Data,
             items: chunks,
         }
@@ -66,7 +66,7 @@ impl ToPublish {
     pub(super) fn tree(pack: SealedPack) -> Self {
         Self {
             id: pack.id,
-            bytes: pack.bytes,
+            bytes: pack.bytes.into(),
             kind: PackKind::Tree,
             items: Vec::new(),
         }
@@ -92,11 +92,11 @@ impl Published {
 
     /// The log names every segment: their packs are nobody's orphans any more.
     pub(super) async fn settle(&mut self, repository: &Arc<Repository>) {
-        let settled = match repository.index().await {
-            Ok(index) => self.assign(&index).await,
-            Err(error) => Err(error),
+        // As it is: it would load our own segments, whose packs it has.
+        let Some(index) = repository.index_as_it_is() else {
+            return;
         };
-        if let Err(error) = settled {
+        if let Err(error) = self.assign(&index).await {
             // The next run takes the packs over once more, which does no harm.
             tracing::warn!(error = error.chain(), "the local index is behind the log");
         }
@@ -408,15 +408,18 @@ async fn upload(
     pack: ToPublish,
     index_pages: bool,
 ) -> Result<Arrived> {
-    let bytes = Bytes::from(pack.bytes);
+    let ToPublish {
+        id,
+        bytes,
+        kind,
+        mut items,
+    } = pack;
     let length = bytes.len() as u64;
     let store = repository.store();
     store
-        .create_named_by_content(&pack.id.object_key(), bytes.clone())
+        .create_named_by_content(&id.object_key(), bytes.clone())
         .await?;
-    let mut items = pack.items;
-    if pack.kind == PackKind::Tree {
-        let id = pack.id;
+    if kind == PackKind::Tree {
         let keep = Arc::clone(&repository);
         items = blocking(move || {
             keep.keep_tree_pack(id, &bytes);
@@ -429,9 +432,9 @@ async fn upload(
         .await?;
     }
     Ok(Arrived {
-        id: pack.id,
+        id,
         bytes: length,
-        kind: pack.kind,
+        kind,
         items,
     })
 }

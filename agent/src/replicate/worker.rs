@@ -1,6 +1,7 @@
 //! The cutting threads: read a span, cut it, name its chunks, find out which are new, compress those.
 //!
-//! A span is read in windows small enough to stay in the CPU's cache from reading to compressing.
+//! A span is read in windows small enough to stay in the CPU's cache from reading to compressing. Threads
+//! for which no span is left compress what the others cut.
 
 use super::claims::Claims;
 use super::draft::{self, LeafDraft, ParentChunks, Part, SpanDraft};
@@ -14,9 +15,9 @@ use crate::repository::tree::{LeafContent, TreeReader};
 use crate::source::{Source, SourceReader};
 use std::collections::HashSet;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::SyncSender;
+use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
+use std::sync::{Arc, Mutex, PoisonError};
 use tidegate_protocol::frame::PayloadEncoder;
 use tidegate_protocol::ids::{ChunkId, PackId};
 use tidegate_protocol::keys::ChunkNamer;
@@ -46,6 +47,36 @@ pub(super) enum Made {
         disk: usize,
         leaves: Vec<(u64, LeafDraft)>,
     },
+}
+
+/// New chunks, still to be compressed.
+struct RawFrame {
+    bytes: Vec<u8>,
+    items: Vec<(ChunkId, u32)>,
+}
+
+/// Where threads without a span wait for frames of those that have one. Nothing is kept in it: a frame
+/// is taken by somebody who waits, or not at all.
+pub(super) struct Idle {
+    frames: Mutex<Receiver<RawFrame>>,
+}
+
+/// A cutting thread's way to [`Idle`].
+#[derive(Clone)]
+pub(super) struct ToIdle(SyncSender<RawFrame>);
+
+impl Idle {
+    pub(super) fn new() -> (ToIdle, Self) {
+        let (to_idle, frames) = mpsc::sync_channel(0);
+        let frames = Mutex::new(frames);
+        (ToIdle(to_idle), Self { frames })
+    }
+
+    /// The next frame; none when nobody cuts any more.
+    fn next(&self) -> Option<RawFrame> {
+        let frames = self.frames.lock().unwrap_or_else(PoisonError::into_inner);
+        frames.recv().ok()
+    }
 }
 
 /// A disk of the run.
@@ -87,6 +118,8 @@ pub(super) struct Finished {
 pub(super) struct Worker<'a> {
     shared: &'a Shared,
     out: SyncSender<Made>,
+    idle: &'a Idle,
+    to_idle: Option<ToIdle>,
     readers: Vec<Option<Box<dyn SourceReader>>>,
     index: IndexReader,
     namer: ChunkNamer,
@@ -104,7 +137,12 @@ pub(super) struct Worker<'a> {
 }
 
 impl<'a> Worker<'a> {
-    pub(super) fn new(shared: &'a Shared, out: SyncSender<Made>) -> Result<Self> {
+    pub(super) fn new(
+        shared: &'a Shared,
+        out: SyncSender<Made>,
+        idle: &'a Idle,
+        to_idle: ToIdle,
+    ) -> Result<Self> {
         let namer = shared
             .repository
             .keys()
@@ -114,6 +152,8 @@ impl<'a> Worker<'a> {
         Ok(Self {
             shared,
             out,
+            idle,
+            to_idle: Some(to_idle),
             readers: shared.disks.iter().map(|_| None).collect(),
             index: shared.index.reader()?,
             seed: namer.chunker_seed(),
@@ -146,6 +186,10 @@ impl<'a> Worker<'a> {
             }
         }
         self.flush_frame()?;
+        self.to_idle = None;
+        while let Some(frame) = self.idle.next() {
+            self.compress(frame)?;
+        }
         Ok(self.finished)
     }
 
@@ -332,10 +376,39 @@ impl<'a> Worker<'a> {
         if self.items.is_empty() {
             return Ok(());
         }
-        let payload = self.encoder.encode(&self.frame).to_vec();
-        self.frame.clear();
-        let items = std::mem::take(&mut self.items);
-        self.send(Made::Frame { payload, items })
+        let frame = RawFrame {
+            bytes: std::mem::take(&mut self.frame),
+            items: std::mem::take(&mut self.items),
+        };
+        match self.hand_to_idle(frame) {
+            None => self.frame.reserve_exact(FRAME_RAW_BYTES),
+            Some(frame) => {
+                self.frame = self.compress(frame)?;
+                self.frame.clear();
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the frame back where nobody waits for it.
+    fn hand_to_idle(&self, frame: RawFrame) -> Option<RawFrame> {
+        let Some(ToIdle(idle)) = &self.to_idle else {
+            return Some(frame);
+        };
+        match idle.try_send(frame) {
+            Ok(()) => None,
+            Err(TrySendError::Full(frame) | TrySendError::Disconnected(frame)) => Some(frame),
+        }
+    }
+
+    /// Hands the frame on compressed; returns its memory.
+    fn compress(&mut self, frame: RawFrame) -> Result<Vec<u8>> {
+        let payload = self.encoder.encode(&frame.bytes).to_vec();
+        self.send(Made::Frame {
+            payload,
+            items: frame.items,
+        })?;
+        Ok(frame.bytes)
     }
 
     /// Finishes a leaf if it can be, and notes the packs that it refers to.

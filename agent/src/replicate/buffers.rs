@@ -1,0 +1,76 @@
+//! Memory for packs, used again: fresh memory is cleared by the kernel page by page, which for a pack's
+//! 32 MiB takes longer than sealing it.
+//!
+//! Bounded by what is in flight: a buffer is made only where none is free.
+
+use bytes::Bytes;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Buffers of one run.
+#[derive(Clone, Default)]
+pub(super) struct Buffers {
+    free: Arc<Mutex<Vec<Vec<u8>>>>,
+}
+
+impl Buffers {
+    /// A free buffer, or a fresh one with room for `capacity_bytes`.
+    pub(super) fn take(&self, capacity_bytes: usize) -> Vec<u8> {
+        let free = self
+            .free
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop();
+        free.unwrap_or_else(|| Vec::with_capacity(capacity_bytes))
+    }
+
+    /// Shares the bytes; their buffer is free when nobody has them any more.
+    pub(super) fn share(&self, bytes: Vec<u8>) -> Bytes {
+        Bytes::from_owner(Shared {
+            bytes,
+            home: self.clone(),
+        })
+    }
+}
+
+struct Shared {
+    bytes: Vec<u8>,
+    home: Buffers,
+}
+
+impl AsRef<[u8]> for Shared {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.home
+            .free
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(std::mem::take(&mut self.bytes));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_buffer_comes_back_when_the_last_one_lets_go() {
+        let buffers = Buffers::default();
+        let mut first = buffers.take(100);
+        first.extend_from_slice(b"pack");
+        let place = first.as_ptr();
+        let shared = buffers.share(first);
+        let slice = shared.slice(1..);
+        drop(shared);
+        let other = buffers.take(100);
+        assert_ne!(other.as_ptr(), place, "it is still in use");
+        assert_eq!(&slice[..], b"ack");
+        drop(slice);
+        let again = buffers.take(100);
+        assert_eq!((again.as_ptr(), again.capacity() >= 100), (place, true));
+    }
+}
