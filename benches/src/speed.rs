@@ -182,6 +182,7 @@ fn generations(
     last.warm()?;
     samples.push((Figure::Unchanged, timed(contender, &place, again)?));
     let (restore, restored) = contender.restore(&place, &machine)?;
+    warm(&place.repository_folder())?;
     samples.push((Figure::Restore, timed(contender, &place, restore)?));
     last.ensure_equal(&restored)
         .with_context(|| format!("{} restored a different image", contender.name()))?;
@@ -209,8 +210,14 @@ fn limits(
     Ok(vec![(figure, sample)])
 }
 
-/// Reads a file, so that it is in the page cache.
+/// Reads a file, or all below a folder, so that it is in the page cache.
 fn warm(path: &Path) -> Result<()> {
+    if path.is_dir() {
+        for entry in std::fs::read_dir(path)? {
+            warm(&entry?.path())?;
+        }
+        return Ok(());
+    }
     std::io::copy(&mut File::open(path)?, &mut std::io::sink())?;
     Ok(())
 }
