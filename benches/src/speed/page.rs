@@ -25,7 +25,7 @@ pub(super) fn write(
         "Written by `tidegate-benches speed`: medians of {runs} interleaved runs (three installs: one run); \
          peak RSS is the highest of all runs. \
          {} generations of a Debian server, changed in place, {} MiB of them not zero (\"data\"), the first {}, the \
-         last {}; {} servers installed independently, {} MiB of data. Images are in the page cache for all alike; \
+         last {}; {} servers installed independently, {} MiB of data. Images, and repositories to restore from, are in the page cache for all alike; \
          repositories are folders on the same disk. Every restore was compared with the image, bit for bit.\n",
         workload.generations.len(),
         mib(data(Figure::Generations)),
