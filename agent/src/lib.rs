@@ -6,7 +6,7 @@
 //! |---|---|---|
 //! | 0 | [`error`] | errors whose kind says what to do |
 //! | 0 | [`clock`], [`progress`] | the doors to clock and chance; counters of a running job |
-//! | 0 | [`allocator`] | keeps memory from being hoarded |
+//! | 0 | [`allocator`], `buffers` | keeps memory from being hoarded; large memory that is used again |
 //! | 0 | [`durable`] | new files and folders that survive a power cut |
 //! | 0 | [`mod@format`] | image formats, and how they are told apart |
 //! | 1 | `sparse`, `qemu` | holes in files; QEMU's tools as child processes |
@@ -19,6 +19,7 @@
 //! | 4 | [`recover`] | the way back: restore, export, diff, verify |
 
 pub mod allocator;
+mod buffers;
 pub mod chunk;
 pub mod clock;
 pub mod durable;

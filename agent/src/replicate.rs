@@ -13,7 +13,6 @@
 //! meanwhile sends the run back to the disks, where all else is found to be known already.
 
 mod assemble;
-mod buffers;
 mod claims;
 mod draft;
 mod mend;

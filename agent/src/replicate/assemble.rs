@@ -8,10 +8,10 @@
 //!               └────all placed────► tree ──► tree packs ──► publisher
 //! ```
 
-use super::buffers::Buffers;
 use super::draft::{self, DraftExtent, LeafDraft};
 use super::publish::ToPublish;
 use super::worker::{Disk, Made, Shared};
+use crate::buffers::Buffers;
 use crate::clock;
 use crate::error::{Error, Kind, Result};
 use crate::repository::index::{Index, IndexReader};

@@ -12,9 +12,11 @@
 //! Nothing can be overwritten through this type, nor copied, renamed, or uploaded in parts.
 //! Deletes are not fsynced: an object that comes back after a power cut harms nobody.
 
+use crate::buffers::Buffers;
 use crate::durable;
 use crate::error::{Error, Result};
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use object_store::path::Path as Key;
@@ -28,6 +30,7 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -41,6 +44,9 @@ const STORE: &str = "folder";
 /// Keys read from the folder at once by a listing.
 const LIST_BATCH_KEYS: usize = 1000;
 
+/// Reads of at least this size take pooled memory. Smaller ones may be kept for long.
+const POOLED_BYTES_MIN: usize = 1 << 20;
+
 /// A folder that holds objects as files.
 #[derive(Clone)]
 pub struct Folder {
@@ -49,6 +55,8 @@ pub struct Folder {
 
 struct Shared {
     root: PathBuf,
+    /// For what is read.
+    buffers: Buffers,
     /// Folders known to be durable. Bounded by the number of folders a repository has.
     durable: Mutex<BTreeSet<PathBuf>>,
 }
@@ -70,6 +78,7 @@ impl Folder {
             _ => Ok(Self {
                 shared: Arc::new(Shared {
                     root,
+                    buffers: Buffers::default(),
                     durable: Mutex::default(),
                 }),
             }),
@@ -156,7 +165,7 @@ impl Shared {
         Ok(())
     }
 
-    fn open_object(&self, key: &Key) -> object_store::Result<(File, ObjectMeta, PathBuf)> {
+    fn open_object(&self, key: &Key) -> object_store::Result<(File, ObjectMeta)> {
         let path = self.file_of(key);
         let file = File::open(&path).map_err(|error| readable(key, error))?;
         let metadata = file.metadata().map_err(|error| readable(key, error))?;
@@ -164,11 +173,11 @@ impl Shared {
             return Err(readable(key, io::Error::from(io::ErrorKind::NotFound)));
         }
         let meta = meta_of(key.clone(), &metadata).map_err(|error| readable(key, error))?;
-        Ok((file, meta, path))
+        Ok((file, meta))
     }
 
     fn get(&self, key: &Key, options: &GetOptions) -> object_store::Result<GetResult> {
-        let (file, meta, path) = self.open_object(key)?;
+        let (file, meta) = self.open_object(key)?;
         options.check_preconditions(&meta)?;
         let range = match &options.range {
             None => 0..meta.size,
@@ -182,8 +191,12 @@ impl Shared {
                 ))
             })?,
         };
+        let (key, buffers, of) = (key.clone(), self.buffers.clone(), range.clone());
+        let read = async move {
+            blocking(move || read(&file, of, &buffers).map_err(|error| readable(&key, error))).await
+        };
         Ok(GetResult {
-            payload: GetResultPayload::File(file, path),
+            payload: GetResultPayload::Stream(futures::stream::once(read).boxed()),
             meta,
             range,
             attributes: Default::default(),
@@ -199,6 +212,22 @@ impl Shared {
 /// Creates the file `path` unless it is there, its bytes and name durable.
 fn create_object(path: &Path, payload: &PutPayload) -> io::Result<()> {
     durable::create_file(path, 0o666, |file| direct::write(file, payload))
+}
+
+/// Reads a range of an object.
+fn read(file: &File, range: Range<u64>, buffers: &Buffers) -> io::Result<Bytes> {
+    let length = usize::try_from(range.end - range.start).map_err(io::Error::other)?;
+    let is_large = length >= POOLED_BYTES_MIN;
+    let mut bytes = match is_large {
+        true => buffers.take(length),
+        false => Vec::new(),
+    };
+    bytes.resize(length, 0);
+    file.read_exact_at(&mut bytes, range.start)?;
+    Ok(match is_large {
+        true => buffers.share(bytes),
+        false => bytes.into(),
+    })
 }
 
 fn meta_of(location: Key, metadata: &std::fs::Metadata) -> io::Result<ObjectMeta> {
@@ -301,7 +330,7 @@ impl ObjectStore for Folder {
         &self,
         location: &Key,
         ranges: &[Range<u64>],
-    ) -> object_store::Result<Vec<bytes::Bytes>> {
+    ) -> object_store::Result<Vec<Bytes>> {
         let mut parts = Vec::with_capacity(ranges.len());
         for range in ranges {
             let options = GetOptions::new().with_range(Some(range.clone()));

@@ -1,20 +1,20 @@
-//! Memory for packs, used again: fresh memory is cleared by the kernel page by page, which for a pack's
-//! 32 MiB takes longer than sealing it.
+//! Memory for megabytes, used again: fresh memory comes from the kernel page by page, each cleared, which
+//! takes longer than to seal or to read what goes there.
 //!
 //! Bounded by what is in flight: a buffer is made only where none is free.
 
 use bytes::Bytes;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Buffers of one run.
+/// Buffers of one user; clones are the same ones.
 #[derive(Clone, Default)]
-pub(super) struct Buffers {
+pub(crate) struct Buffers {
     free: Arc<Mutex<Vec<Vec<u8>>>>,
 }
 
 impl Buffers {
-    /// A free buffer, or a fresh one with room for `capacity_bytes`.
-    pub(super) fn take(&self, capacity_bytes: usize) -> Vec<u8> {
+    /// A free buffer with what it held last, or a fresh one with room for `capacity_bytes`.
+    pub(crate) fn take(&self, capacity_bytes: usize) -> Vec<u8> {
         let free = self
             .free
             .lock()
@@ -24,7 +24,7 @@ impl Buffers {
     }
 
     /// Shares the bytes; their buffer is free when nobody has them any more.
-    pub(super) fn share(&self, bytes: Vec<u8>) -> Bytes {
+    pub(crate) fn share(&self, bytes: Vec<u8>) -> Bytes {
         Bytes::from_owner(Shared {
             bytes,
             home: self.clone(),
