@@ -83,6 +83,9 @@ pub struct Block {
     /// Tree packs of points that have expired, until they are swept.
     #[prost(message, repeated, tag = "10")]
     pub tree_packs: Vec<PackSize>,
+    /// Those of the segments that were found bad.
+    #[prost(bytes = "vec", repeated, tag = "11")]
+    pub bad_segments: Vec<Vec<u8>>,
 }
 
 /// A point and where the log committed it.
@@ -118,6 +121,7 @@ impl Block {
         self.holds.iter().try_for_each(HoldSet::check)?;
         record::pack_ids(&self.condemned)?;
         record::pack_ids(&self.bad)?;
+        record::segment_ids(&self.bad_segments)?;
         self.keys.iter().try_for_each(KeyChanged::check)?;
         self.volumes.iter().try_for_each(VolumeOpened::check)?;
         record::pack_ids(&self.swept)?;

@@ -350,7 +350,7 @@ fn verify_finds_damage_and_names_what_it_touches() {
     assert!(!site.path("bad.raw").exists());
 
     // The damage stands in the log: the next backup stores it anew, and the old point is whole again.
-    assert_eq!(u64_of(&report, "noted_packs"), 1);
+    assert_eq!(u64_of(&report, "noted_objects"), 1);
     let point = damage["touches"][0]["point"].as_str().unwrap();
     let again = site
         .tidegate(&["backup", "web01.raw", "--json"])

@@ -169,7 +169,7 @@ pub async fn verify(
         .await?;
     }
     if all_points {
-        report.segments = segments::check(repository, &stop, &mut damage).await?;
+        report.segments = segments::check(repository, &list, &stop, &mut damage).await?;
     }
     report.damages = damage.into_damages(repository, points, &stop).await?;
     report.seconds = started.elapsed().as_secs_f64();

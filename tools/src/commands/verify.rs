@@ -26,8 +26,8 @@ struct Answer {
     /// The share of the content that was drawn, and by which number.
     sample: Option<f64>,
     seed: Option<u64>,
-    /// Damaged packs that the log learnt of just now.
-    noted_packs: u64,
+    /// Damaged packs and index segments that the log learnt of just now.
+    noted_objects: u64,
     #[serde(flatten)]
     report: VerifyReport,
 }
@@ -61,8 +61,8 @@ pub(super) async fn run(global: &Global, args: Verify, context: &Context) -> Res
     drop(shown);
     let report = done?;
     let damaged = !report.damages.is_empty();
-    let noted_packs = match recover::note_damage(&repository, &report).await {
-        Ok(packs) => packs,
+    let noted_objects = match recover::note_damage(&repository, &report).await {
+        Ok(objects) => objects,
         Err(error) => {
             context.output.warn(&format!(
                 "the damage could not be noted in the log: {}",
@@ -75,7 +75,7 @@ pub(super) async fn run(global: &Global, args: Verify, context: &Context) -> Res
         content,
         sample: args.sample,
         seed: args.sample.map(|_| seed),
-        noted_packs,
+        noted_objects,
         report,
     };
     context.output.result(&answer, || answer.describe())?;
