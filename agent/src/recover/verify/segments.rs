@@ -49,7 +49,8 @@ pub(super) async fn check(
     // Packs that nobody may refer to any more are damage of their own, or none.
     let unusable = repository.catalogue().unusable_packs()?;
     unnamed.retain(|pack| !unusable.contains(pack) && !damage.packs.contains_key(pack));
-    if !unnamed.is_empty() {
+    // Which of those noted before have been made good since, nobody can tell.
+    if lost.is_empty() && !unnamed.is_empty() {
         let noted = repository.catalogue().bad_segments()?;
         lost.extend(noted.into_iter().map(|id| (id, None)));
     }
