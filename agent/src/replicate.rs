@@ -357,6 +357,8 @@ async fn run(
             *published = publisher.published;
             return Err(error);
         }
+        // Orphans that are damaged must not be referred to either.
+        repository.note_suspects("backup").await;
         (Some(tokio::spawn(publisher.run(packs))), Some(to_publish))
     };
     let cut = blocking(move || {

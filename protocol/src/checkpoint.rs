@@ -56,7 +56,7 @@ pub struct Block {
     /// Live points, with the number of the record that committed each.
     #[prost(message, repeated, tag = "1")]
     pub points: Vec<NumberedPoint>,
-    /// Live index segments.
+    /// Index segments, but for bad ones.
     #[prost(bytes = "vec", repeated, tag = "2")]
     pub segments: Vec<Vec<u8>>,
     /// Runs that were announced and have not ended.
@@ -83,7 +83,7 @@ pub struct Block {
     /// Tree packs of points that have expired, until they are swept.
     #[prost(message, repeated, tag = "10")]
     pub tree_packs: Vec<PackSize>,
-    /// Those of the segments that were found bad.
+    /// Index segments found bad: nobody reads them, and who has not yet done so looks for what they named.
     #[prost(bytes = "vec", repeated, tag = "11")]
     pub bad_segments: Vec<Vec<u8>>,
 }

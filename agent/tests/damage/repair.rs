@@ -60,7 +60,7 @@ pub(crate) async fn assert_all_restore(world: &World, bucket: &Arc<InMemory>) {
     target.assert_complete();
 }
 
-fn bad_packs(repository: &Repository) -> Vec<String> {
+pub(crate) fn bad_packs(repository: &Repository) -> Vec<String> {
     let packs = repository.catalogue().lost_packs().unwrap();
     packs.iter().map(PackId::object_key).collect()
 }

@@ -4,8 +4,8 @@
 //! What a machine has read it does not read again: that a segment is lost it learns from whoever did come
 //! upon it, a verify or a new machine, by the log.
 
-use crate::lab::{copy, only, request, told, try_back_up};
-use crate::repair::{DUE, NOT_DUE, assert_all_restore, back_up, damaged_objects};
+use crate::lab::{TiledDisk, copy, only, request, told, try_back_up};
+use crate::repair::{DUE, NOT_DUE, assert_all_restore, back_up, bad_packs, damaged_objects};
 use crate::world::{
     Cache, Edit, LAST_POINT, PACK_BYTES, POINTS, World, delete, look_through, packs_of, read,
     segments_of, settings, write,
@@ -15,11 +15,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tidegate_agent::recover::note_damage;
+use tidegate_agent::replicate::BackupSummary;
 use tidegate_agent::repository::Repository;
 use tidegate_agent::store::fault::{FaultStore, Operation};
 use tidegate_agent::store::{Store, StoreSettings};
-use tidegate_protocol::ids::{PackId, PageId};
+use tidegate_protocol::ids::{PackId, PageId, SegmentId};
 use tidegate_protocol::pack::{Footer, PackKind};
+use tidegate_protocol::record::{Body, PacksFoundBad};
 use tidegate_protocol::{ChunkId, record};
 
 /// The repository as a host opens it, and the calls that this takes.
@@ -71,26 +73,53 @@ async fn losses(world: &World) -> Vec<Edit> {
     edits
 }
 
+/// Backs a disk up as a machine of which there is no point yet: only the index knows its chunks.
+async fn back_up_stranger(repository: &Arc<Repository>, disk: TiledDisk) -> BackupSummary {
+    let mut request = request("db", Arc::new(disk), Some(PACK_BYTES));
+    request.settings.listing_age_max = NOT_DUE;
+    try_back_up(repository, request).await.unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_machine_that_never_read_a_lost_segment_writes_it_anew() {
     let world = World::new().await;
-    let sound = {
-        let (bucket, cache) = (Arc::new(world.bucket.fork()), world.cache(Cache::Fresh));
-        let (_, repository) = host(&world, &bucket, cache.path(), &settings()).await;
-        back_up(&world, &repository, NOT_DUE).await
-    };
     for edit in losses(&world).await {
         let bucket = edit.of(&world.bucket).await;
         let cache = world.cache(Cache::Fresh);
         let (_, repository) = host(&world, &bucket, cache.path(), &settings()).await;
-        let summary = back_up(&world, &repository, NOT_DUE).await;
-        assert_eq!(summary.new_bytes, sound.new_bytes, "{edit:?}");
-        assert_eq!(summary.packs, sound.packs, "{edit:?}");
+        let disk = world.points[POINTS - 1].1.clone();
+        let summary = back_up_stranger(&repository, disk).await;
+        assert_eq!(summary.new_bytes, 0, "{edit:?}");
+        assert_eq!(damaged_objects(&world, &bucket).await, [""; 0], "{edit:?}");
+        back_up(&world, &repository, NOT_DUE).await;
         assert_eq!(damaged_objects(&world, &bucket).await, [""; 0], "{edit:?}");
         assert_all_restore(&world, &bucket).await;
         drop(repository);
         assert_cheap(&world, &bucket, cache.path()).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_segment_that_is_lost_before_all_have_read_it_is_searched_for_at_once() {
+    let world = World::new().await;
+    let bucket = Arc::new(world.bucket.fork());
+    let caches = [world.cache(Cache::Warm), world.cache(Cache::Warm)];
+    let (_, one) = host(&world, &bucket, caches[0].path(), &settings()).await;
+    let before = segments_of(&bucket).await;
+    back_up(&world, &one, NOT_DUE).await;
+    delete(&bucket, &fresh_segment(&bucket, &before).await).await;
+    // No listing is due here, and one is made.
+    let (calls, other) = host(&world, &bucket, caches[1].path(), &settings()).await;
+    calls.clear_calls();
+    let summary = back_up_stranger(&other, world.next_disk()).await;
+    let calls = calls.calls();
+    assert_eq!(summary.new_bytes, 0, "{}", told(&calls));
+    assert_eq!(only(&calls, Operation::List).len(), 2, "{}", told(&calls));
+    assert_eq!(damaged_objects(&world, &bucket).await, [""; 0]);
+    // The newest tree is one that this machine has not seen yet.
+    back_up(&world, &other, NOT_DUE).await;
+    drop(other);
+    assert_cheap(&world, &bucket, caches[1].path()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -188,6 +217,64 @@ async fn fresh_segment(bucket: &InMemory, before: &[String]) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn packs_of_a_lost_segment_that_are_damaged_too_are_stored_anew() {
+    let world = World::new().await;
+    let lost = segments_of(&world.bucket).await.swap_remove(0);
+    let pack = packs_of(&world.bucket, PackKind::Data).await.swap_remove(0);
+    let mut bytes = read(&world.bucket, &pack).await;
+    // In the footer, which only who makes a segment reads.
+    let at = bytes.len() - 30;
+    bytes[at] ^= 1;
+    let flipped = Edit::Replace(pack.clone(), bytes);
+    for (edit, known) in [
+        (&flipped, Cache::Fresh),
+        (&flipped, Cache::Warm),
+        (&Edit::Delete(pack.clone()), Cache::Warm),
+    ] {
+        let context = format!("{known:?}");
+        let bucket = edit.of(&world.bucket).await;
+        delete(&bucket, &lost).await;
+        let cache = world.cache(known);
+        let (_, repository) = host(&world, &bucket, cache.path(), &settings()).await;
+        let id = SegmentId::from_object_key(&lost).unwrap();
+        let noted = PacksFoundBad {
+            packs: Vec::new(),
+            reason: "test".to_owned(),
+            segments: vec![id.0.to_vec()],
+        };
+        let noted = Body::PacksFoundBad(noted);
+        repository.append(|_| Ok(noted.clone())).await.unwrap();
+        let summary = back_up(&world, &repository, NOT_DUE).await;
+        assert_eq!(bad_packs(&repository), [pack.as_str()], "{context}");
+        // The disk was read once.
+        assert!(summary.read_bytes <= summary.virtual_bytes, "{summary:?}");
+        assert_eq!(damaged_objects(&world, &bucket).await, [""; 0], "{context}");
+        assert_all_restore(&world, &bucket).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_assigned_to_a_lost_segment() {
+    let world = World::new().await;
+    let lost = segments_of(&world.bucket).await.swap_remove(0);
+    let bucket = Edit::Delete(lost.clone()).of(&world.bucket).await;
+    found_by_verify(&world, &bucket).await;
+    let cache = world.cache(Cache::Warm);
+    let (_, repository) = host(&world, &bucket, cache.path(), &settings()).await;
+    let index = repository.index().await.unwrap();
+    let orphans = || -> Vec<PackId> {
+        let orphans = index.orphans().unwrap();
+        orphans.iter().map(|pack| pack.id).collect()
+    };
+    let released = orphans();
+    assert!(!released.is_empty());
+    // As a run does that stored the segment just before somebody found it lost.
+    let id = SegmentId::from_object_key(&lost).unwrap();
+    index.assign_segment(&released, id).unwrap();
+    assert_eq!(orphans(), released);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn pages_that_were_stored_anew_are_found_again_without_their_segment() {
     let world = World::new().await;
     let pack = packs_of(&world.bucket, PackKind::Tree).await.swap_remove(0);
@@ -195,9 +282,12 @@ async fn pages_that_were_stored_anew_are_found_again_without_their_segment() {
     let warm = world.cache(Cache::Warm);
     let (_, repository) = host(&world, &bucket, warm.path(), &settings()).await;
     let before = segments_of(&bucket).await;
-    back_up(&world, &repository, DUE).await;
+    let unchanged = Arc::new(world.points[POINTS - 1].1.clone());
+    let mut request = request("web", unchanged, Some(PACK_BYTES));
+    request.settings.listing_age_max = DUE;
+    try_back_up(&repository, request).await.unwrap();
     assert_eq!(damaged_objects(&world, &bucket).await, [""; 0]);
-    // Of all that is left, only this says where the first point's pages are now.
+    // It names no data, and only it says where the first point's pages are now.
     let segment = fresh_segment(&bucket, &before).await;
     delete(&bucket, &segment).await;
     let mut found = damaged_objects(&world, &bucket).await;
