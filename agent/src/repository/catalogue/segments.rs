@@ -60,9 +60,9 @@ impl Catalogue {
         })
     }
 
-    /// Enters those of the packs in the store that nothing names to this machine, and that may be referred
-    /// to: the next backup looks into them. Tree packs that the log names are among them only while there
-    /// are bad ones, since their pages may be the lost ones'.
+    /// Enters those of the packs in the store that nothing names to this machine: the next backup looks into
+    /// them. Tree packs that the log names are among them only while there are bad ones, since their pages may
+    /// be the lost ones'.
     pub fn add_unnamed_packs(&self, listed: &[ExpectedPack]) -> Result<()> {
         let with_trees = !self.bad_tree_packs()?.is_empty();
         self.write(|transaction| {
@@ -70,10 +70,7 @@ impl Catalogue {
                 transaction
                     .prepare_cached(
                         "INSERT OR IGNORE INTO pack (id, bytes) SELECT ?1, ?2
-                         WHERE (?3 OR NOT EXISTS (SELECT 1 FROM tree_pack WHERE id = ?1))
-                         AND NOT EXISTS (SELECT 1 FROM condemned WHERE pack = ?1)
-                         AND NOT EXISTS (SELECT 1 FROM swept WHERE pack = ?1)
-                         AND NOT EXISTS (SELECT 1 FROM bad WHERE pack = ?1)",
+                         WHERE ?3 OR NOT EXISTS (SELECT 1 FROM tree_pack WHERE id = ?1)",
                     )
                     .and_then(|mut statement| {
                         statement.execute(params![pack.id.0, pack.bytes.cast_signed(), with_trees])
