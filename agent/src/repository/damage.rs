@@ -97,35 +97,34 @@ impl Repository {
             .filter(|pack| !known.contains(pack))
             .collect();
         let segments: BTreeSet<SegmentId> = segments.into_iter().collect();
+        // Those that were noted before, or replaced by others, are read by nobody.
         let live = match segments.is_empty() {
             true => Vec::new(),
             false => self.catalogue.segments()?,
         };
-        let packs = packs.iter().map(|pack| pack.0.to_vec()).collect();
-        let segments = live.iter().filter(|segment| segments.contains(segment));
-        let segments = segments.map(|segment| segment.0.to_vec()).collect();
-        let (packs, segments): (Vec<Vec<u8>>, Vec<Vec<u8>>) = (packs, segments);
-        let noted = packs.chunks(NOTED_MAX).map(|packs| (packs, &[][..]));
-        let noted = noted.chain(
-            segments
-                .chunks(NOTED_MAX)
-                .map(|segments| (&[][..], segments)),
-        );
-        for (packs, segments) in noted {
-            self.append(|_| {
-                Ok(Body::PacksFoundBad(PacksFoundBad {
-                    packs: packs.to_vec(),
-                    reason: reason.to_owned(),
-                    segments: segments.to_vec(),
-                }))
-            })
-            .await?;
+        let packs: Vec<_> = packs.iter().map(|pack| pack.0.to_vec()).collect();
+        let segments: Vec<_> = live
+            .iter()
+            .filter(|segment| segments.contains(segment))
+            .map(|segment| segment.0.to_vec())
+            .collect();
+        let of_packs = packs.chunks(NOTED_MAX).map(|some| (some.to_vec(), vec![]));
+        let of_segments = segments
+            .chunks(NOTED_MAX)
+            .map(|some| (vec![], some.to_vec()));
+        for (packs, segments) in of_packs.chain(of_segments) {
+            let body = Body::PacksFoundBad(PacksFoundBad {
+                packs,
+                reason: reason.to_owned(),
+                segments,
+            });
+            self.append(|_| Ok(body.clone())).await?;
         }
         Ok((packs.len() + segments.len()) as u64)
     }
 
-    /// Notes in the log what reads of this process found missing or damaged. Best effort: what was
-    /// being done has come to its own end, and who may only read cannot note anything.
+    /// Notes in the log what reads of this process found missing or damaged. Best effort: what is being
+    /// done comes to its own end, and who may only read cannot note anything.
     pub(crate) async fn note_suspects(&self, reason: &str) {
         let Suspected { packs, segments } = std::mem::take(&mut *self.suspected());
         if packs.is_empty() && segments.is_empty() {
