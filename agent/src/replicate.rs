@@ -203,6 +203,8 @@ async fn passes(
     if !request.dry_run {
         // What is gone must not be referred to: its chunks count as new from the first one on.
         repository.index().await?;
+        // Segments that could not be read just now: what they named is looked for next.
+        repository.note_suspects("backup").await;
         repository
             .find_lost_packs(request.settings.listing_age_max)
             .await?;
@@ -351,8 +353,12 @@ async fn run(
             mends: false,
         };
         // Before the first chunk is looked up: what is no longer there must not be referred to.
-        publisher.take_over_orphans().await?;
-        publisher.mend_tree_packs().await?;
+        if let Err(error) = publisher.mend().await {
+            *published = publisher.published;
+            return Err(error);
+        }
+        // Orphans that are damaged must not be referred to either.
+        repository.note_suspects("backup").await;
         (Some(tokio::spawn(publisher.run(packs))), Some(to_publish))
     };
     let cut = blocking(move || {

@@ -2,7 +2,7 @@
 //!
 //! | Part | Purpose |
 //! |---|---|
-//! | `damage` | packs that are gone or damaged: found, and noted |
+//! | `damage` | packs and segments that are gone or damaged: found, and noted |
 //! | [`log`] | reading and appending records: the commit protocol |
 //! | [`catalogue`] | the state that the log amounts to, in local SQLite |
 //! | [`index`] | chunk id → location |
@@ -382,7 +382,7 @@ impl Repository {
     }
 
     /// The chunk index, with all segments that the log names. A segment that cannot be read is
-    /// left out, with a warning: its chunks will be stored again when they are met.
+    /// left out, with a warning, and becomes a suspect: once that is noted, backups write it anew.
     pub async fn index(&self) -> Result<Arc<Index>> {
         let index = match self.index.get() {
             Some(index) => Arc::clone(index),
@@ -405,6 +405,7 @@ impl Repository {
                 }
                 Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Missing) => {
                     index::unusable_segment(id, &error);
+                    self.suspect_segment(id);
                     self.unusable_segments().insert(id);
                 }
                 Err(error) => return Err(error),

@@ -10,6 +10,7 @@
 //! | `local` | the same for the files of the local cache |
 //! | `slots` | the same for key slots |
 //! | `repair` | what the next backup mends, with and without a verify before it |
+//! | `segments` | the same for index segments |
 //!
 //! What each cell comes to stands in tables, so that a change of it is seen.
 
@@ -31,6 +32,8 @@ mod objects;
 mod order;
 #[path = "damage/repair.rs"]
 mod repair;
+#[path = "damage/segments.rs"]
+mod segments;
 #[path = "damage/slots.rs"]
 mod slots;
 #[path = "damage/world.rs"]

@@ -56,7 +56,7 @@ pub struct Block {
     /// Live points, with the number of the record that committed each.
     #[prost(message, repeated, tag = "1")]
     pub points: Vec<NumberedPoint>,
-    /// Live index segments.
+    /// Index segments, but for bad ones.
     #[prost(bytes = "vec", repeated, tag = "2")]
     pub segments: Vec<Vec<u8>>,
     /// Runs that were announced and have not ended.
@@ -83,6 +83,9 @@ pub struct Block {
     /// Tree packs of points that have expired, until they are swept.
     #[prost(message, repeated, tag = "10")]
     pub tree_packs: Vec<PackSize>,
+    /// Index segments found bad: nobody reads them, and who has not yet done so looks for what they named.
+    #[prost(bytes = "vec", repeated, tag = "11")]
+    pub bad_segments: Vec<Vec<u8>>,
 }
 
 /// A point and where the log committed it.
@@ -118,6 +121,7 @@ impl Block {
         self.holds.iter().try_for_each(HoldSet::check)?;
         record::pack_ids(&self.condemned)?;
         record::pack_ids(&self.bad)?;
+        record::segment_ids(&self.bad_segments)?;
         self.keys.iter().try_for_each(KeyChanged::check)?;
         self.volumes.iter().try_for_each(VolumeOpened::check)?;
         record::pack_ids(&self.swept)?;

@@ -350,7 +350,7 @@ fn verify_finds_damage_and_names_what_it_touches() {
     assert!(!site.path("bad.raw").exists());
 
     // The damage stands in the log: the next backup stores it anew, and the old point is whole again.
-    assert_eq!(u64_of(&report, "noted_packs"), 1);
+    assert_eq!(u64_of(&report, "noted_objects"), 1);
     let point = damage["touches"][0]["point"].as_str().unwrap();
     let again = site
         .tidegate(&["backup", "web01.raw", "--json"])
@@ -362,6 +362,44 @@ fn verify_finds_damage_and_names_what_it_touches() {
     site.tidegate(&["restore", &old, "--to", "healed.raw"])
         .succeeds();
     assert_same(&site.path("web01.raw"), &site.path("healed.raw"));
+}
+
+#[test]
+fn lost_index_segments_are_written_anew_by_the_next_backup() {
+    let site = Site::with_repository();
+    site.image("web01.raw", DISK_BYTES, &DATA);
+    site.tidegate(&["backup", "web01.raw"]).succeeds();
+    let segments = site.files("repo/index");
+    assert_eq!(segments.len(), 1);
+    let (path, _) = &segments[0];
+    let name = path.file_name().unwrap().to_str().unwrap();
+    std::fs::remove_file(path).unwrap();
+    // Nothing needs it; who looks for it says that it is gone, and what helps.
+    site.tidegate(&["restore", "web01@latest", "--to", "back.raw"])
+        .succeeds();
+    assert_same(&site.path("web01.raw"), &site.path("back.raw"));
+    let text = site.tidegate(&["verify", "--all"]).ends_with(4).stdout;
+    assert!(
+        text.contains(name) && text.contains("back any machine up"),
+        "{text}"
+    );
+    assert!(!text.contains("machines named"), "{text}");
+    // Nothing has changed: nothing is stored but the segment.
+    let again = site
+        .with_key("host", &["backup", "web01.raw", "--json"])
+        .succeeds()
+        .json();
+    assert_eq!(u64_of(&again, "new_bytes"), 0);
+    assert_eq!(u64_of(&again, "packs"), 0);
+    assert_eq!(site.files("repo/index").len(), 1);
+    site.tidegate(&["verify", "--all"]).succeeds();
+    std::fs::remove_dir_all(site.path("home/.cache/tidegate")).unwrap();
+    let elsewhere = site
+        .tidegate(&["backup", "web01.raw", "--json"])
+        .succeeds()
+        .json();
+    assert_eq!(u64_of(&elsewhere, "new_bytes"), 0);
+    site.tidegate(&["verify", "--all"]).succeeds();
 }
 
 #[test]

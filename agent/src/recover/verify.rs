@@ -63,7 +63,8 @@ pub struct VerifyReport {
     pub leaves: u64,
     /// Data packs that the points need.
     pub packs: u64,
-    /// Index segments read: all that the log names where all points are looked at, else none.
+    /// Index segments read: all that the log names, but for those noted as damaged, where all points are
+    /// looked at; else none.
     pub segments: u64,
     /// Different chunks that the points need.
     pub chunks: u64,
@@ -169,7 +170,7 @@ pub async fn verify(
         .await?;
     }
     if all_points {
-        report.segments = segments::check(repository, &stop, &mut damage).await?;
+        report.segments = segments::check(repository, &list, &stop, &mut damage).await?;
     }
     report.damages = damage.into_damages(repository, points, &stop).await?;
     report.seconds = started.elapsed().as_secs_f64();

@@ -213,9 +213,7 @@ impl Publisher {
                 || self.segment.entries.len() >= SEGMENT_ENTRIES;
             if open && due && !self.segment.entries.is_empty() {
                 self.put_segment().await?;
-                let fresh = ids_of(&self.published.segments[self.published.announced..]);
-                announce(&self.repository, self.run, &self.machine, fresh, false).await?;
-                self.published.assign(&self.index).await?;
+                self.announce_segments().await?;
                 last_segment = Instant::now();
             }
         }
@@ -282,8 +280,26 @@ impl Publisher {
         Ok(())
     }
 
-    /// Packs that an interrupted run of this host left in the store without a segment go into ours.
-    pub(super) async fn take_over_orphans(&mut self) -> Result<()> {
+    /// Tells everybody of the segments stored so far, before the run ends.
+    async fn announce_segments(&mut self) -> Result<()> {
+        let fresh = ids_of(&self.published.segments[self.published.announced..]);
+        announce(&self.repository, self.run, &self.machine, fresh, false).await?;
+        self.published.assign(&self.index).await
+    }
+
+    /// Names anew what nothing names any more, and stores anew what is lost, as far as this machine has it.
+    pub(super) async fn mend(&mut self) -> Result<()> {
+        let repository = Arc::clone(&self.repository);
+        let lost = blocking(move || repository.catalogue().bad_tree_packs()).await?;
+        self.mends = !lost.is_empty();
+        // Pages of a lost pack may stand in one of the orphans already.
+        self.take_over_orphans().await?;
+        self.mend_tree_packs(lost).await
+    }
+
+    /// Packs that an interrupted run of this host left in the store without a segment, and those whose
+    /// segment was lost, go into ours.
+    async fn take_over_orphans(&mut self) -> Result<()> {
         let index = Arc::clone(&self.index);
         let orphans = blocking(move || index.orphans()).await?;
         let unusable = self.index.unusable();
@@ -306,15 +322,39 @@ impl Publisher {
             .buffer_unordered(ORPHANS_IN_FLIGHT);
         while let Some((pack, footer)) = footers.next().await {
             match footer {
-                Ok(footer) => {
-                    let chunks = footer
-                        .locations(pack.id)
-                        .map(|(id, location)| (ChunkId(id), location))
-                        .collect();
-                    self.add_to_segment(pack.id, pack.bytes, chunks);
+                // A tree of a run that goes on, or went nowhere. Its pages are nothing for the index.
+                Ok((PackKind::Tree, _)) if !self.mends => {
+                    let index = Arc::clone(&self.index);
+                    blocking(move || index.forget(&pack)).await?;
                 }
-                Err(error) if matches!(error.kind(), Kind::Missing | Kind::Corrupt) => {
-                    tracing::warn!(pack = %pack.id, error = error.chain(), "a pack of an interrupted run cannot be used: its chunks are stored again");
+                Ok((_, footer)) => {
+                    let index = Arc::clone(&self.index);
+                    let items = blocking(move || {
+                        let items: Vec<_> = footer
+                            .locations(pack.id)
+                            .map(|(id, location)| (ChunkId(id), location))
+                            .collect();
+                        index.add_unnamed(&pack, &items)?;
+                        Ok(items)
+                    })
+                    .await?;
+                    self.add_to_segment(pack.id, pack.bytes, items);
+                    // Of a lost segment they may be many.
+                    if self.segment.entries.len() >= SEGMENT_ENTRIES {
+                        self.put_segment().await?;
+                        self.announce_segments().await?;
+                    }
+                }
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        Kind::Missing | Kind::Corrupt | Kind::Unsupported
+                    ) =>
+                {
+                    tracing::warn!(pack = %pack.id, error = error.chain(), "a pack that no segment names cannot be used: its chunks are stored again");
+                    if error.kind() != Kind::Unsupported {
+                        self.repository.suspect(pack.id);
+                    }
                     let index = Arc::clone(&self.index);
                     blocking(move || index.forget(&pack)).await?;
                 }
@@ -323,14 +363,9 @@ impl Publisher {
         }
         Ok(())
     }
-}
 
-impl Publisher {
-    /// Stores anew the pages of lost tree packs that this machine has kept.
-    pub(super) async fn mend_tree_packs(&mut self) -> Result<()> {
-        let repository = Arc::clone(&self.repository);
-        let lost = blocking(move || repository.catalogue().bad_tree_packs()).await?;
-        self.mends = !lost.is_empty();
+    /// Stores anew the pages of the `lost` tree packs that this machine has kept.
+    async fn mend_tree_packs(&mut self, lost: HashSet<PackId>) -> Result<()> {
         for pack in lost {
             let (repository, index) = (Arc::clone(&self.repository), Arc::clone(&self.index));
             let resealed = blocking(move || mend::mend(&repository, &index, pack)).await?;
@@ -349,8 +384,8 @@ impl Publisher {
     }
 }
 
-/// A pack's table of contents, without the pack.
-async fn footer(repository: &Arc<Repository>, pack: LandedPack) -> Result<Footer> {
+/// A pack's kind and table of contents, without the pack.
+async fn footer(repository: &Arc<Repository>, pack: LandedPack) -> Result<(PackKind, Footer)> {
     let key = pack.id.object_key();
     let store = repository.store();
     let damaged = |error| repository.damaged(&key, error);
@@ -376,7 +411,9 @@ async fn footer(repository: &Arc<Repository>, pack: LandedPack) -> Result<Footer
         let sealed = tail
             .get(from..from.saturating_add(length))
             .unwrap_or_default();
-        Footer::open_part(&header, sealed, repository.keys(), range.start).map_err(damaged)
+        Footer::open_part(&header, sealed, repository.keys(), range.start)
+            .map(|footer| (header.kind, footer))
+            .map_err(damaged)
     })
     .await
 }

@@ -6,6 +6,7 @@
 //! not: a place for anything that exists nowhere else.
 
 mod packs;
+mod segments;
 mod state;
 
 pub use packs::ExpectedPack;
@@ -13,13 +14,13 @@ pub use packs::ExpectedPack;
 use crate::error::{Error, Kind, Result};
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 use rusqlite_migration::{M, Migrations};
-use state::{apply, head_of, is_revoked, load_block, set_head};
+use state::{apply, head_of, is_revoked, load_block, release_packs_of_bad_segments, set_head};
 use std::collections::HashSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tidegate_protocol::ids::{KeyId, RecordHash, SegmentId, SlotId};
+use tidegate_protocol::ids::{KeyId, RecordHash, SlotId};
 use tidegate_protocol::keys::Level;
 use tidegate_protocol::limits::CHECKPOINT_BLOCK_BYTES_MAX;
 use tidegate_protocol::record::{Body, Head, Header, KeyChanged, PackSize, PointCommitted};
@@ -73,6 +74,10 @@ const MIGRATION_LISTING: &str = "
 CREATE TABLE listing (one INTEGER PRIMARY KEY CHECK (one = 1), time_unix_ns INTEGER NOT NULL);
 INSERT INTO listing VALUES (1, 0);
 ";
+
+/// Segments that were found bad; see [`segments`].
+const MIGRATION_BAD_SEGMENTS: &str =
+    "ALTER TABLE segment ADD COLUMN bad INTEGER NOT NULL DEFAULT 0;";
 
 /// All that a checkpoint says anew.
 const EMPTY_STATE: &str = "
@@ -140,7 +145,12 @@ impl Catalogue {
 
     fn try_open(path: &Path) -> Result<Self> {
         let mut connection = connect(path)?;
-        let migrations = [MIGRATION, MIGRATION_LISTING, MIGRATION_SPARE_PLACES];
+        let migrations = [
+            MIGRATION,
+            MIGRATION_LISTING,
+            MIGRATION_SPARE_PLACES,
+            MIGRATION_BAD_SEGMENTS,
+        ];
         Migrations::new(migrations.map(M::up).to_vec())
             .to_latest(&mut connection)
             .map_err(|error| match error {
@@ -203,7 +213,7 @@ impl Catalogue {
             transaction
                 .execute_batch(EMPTY_STATE)
                 .and_then(|()| {
-                    transaction.execute_batch("UPDATE segment SET loaded = loaded + 2;")
+                    transaction.execute_batch("UPDATE segment SET loaded = loaded + 2, bad = 0;")
                 })
                 .map_err(sql)?;
             for block in blocks {
@@ -219,6 +229,7 @@ impl Catalogue {
             transaction
                 .execute("DELETE FROM segment WHERE loaded >= 2", [])
                 .map_err(sql)?;
+            release_packs_of_bad_segments(transaction).map_err(sql)?;
             set_head(transaction, number, hash).map_err(sql)
         })
     }
@@ -277,19 +288,6 @@ impl Catalogue {
         .into_iter()
         .map(|(number, body)| Ok((number.cast_unsigned(), self.decode(&body)?)))
         .collect()
-    }
-
-    /// Segments whose chunks are not in the local index yet.
-    pub fn segments_to_load(&self) -> Result<Vec<SegmentId>> {
-        self.ids(
-            "SELECT id FROM segment WHERE loaded = 0",
-            SegmentId::from_slice,
-        )
-    }
-
-    /// How many segments the log names.
-    pub fn segment_count(&self) -> Result<u64> {
-        self.count("SELECT count(*) FROM segment")
     }
 
     /// How many chunks the local index holds, and their bytes.
@@ -353,8 +351,11 @@ impl Catalogue {
                 });
         }
         let blobs = |sql: &str| self.ids(sql, |bytes| Some(bytes.to_vec()));
-        for id in blobs("SELECT id FROM segment")? {
+        for id in blobs("SELECT id FROM segment WHERE NOT bad")? {
             blocks.room_for(id.len()).segments.push(id);
+        }
+        for id in blobs("SELECT id FROM segment WHERE bad")? {
+            blocks.room_for(id.len()).bad_segments.push(id);
         }
         for run in self.decode_all::<record::RunAnnounced>("SELECT body FROM run")? {
             blocks

@@ -1,14 +1,18 @@
-//! Packs that are gone or damaged: finding them, and telling everybody.
+//! Packs and index segments that are gone or damaged: finding them, and telling everybody.
 //!
-//! Who comes upon one notes it in the log («packs found bad»): from then on nobody refers to it, backups
-//! that meet its chunks store them anew, and readers of older points find these by the index. There
-//! are three ways to come upon one, and each costs only what it must:
+//! Who comes upon one notes it in the log («packs found bad»). From then on nobody refers to such a pack,
+//! backups that meet its chunks store them anew, and readers of older points find these by the index. Nor
+//! does anybody read such a segment: the next backup looks into the packs that it named, and names them in
+//! a segment of its own. There are three ways to come upon damage, and each costs only what it must:
 //!
 //! | Who | Finds | Costs |
 //! |---|---|---|
 //! | a backup, where the last look is old ([`Repository::find_lost_packs`]) | packs that are gone or have another size | one LIST for each thousand packs |
 //! | whoever reads ([`Repository::note_suspects`]) | what was to be read and does not open | nothing |
 //! | verify | everything, flipped bits too | reading everything |
+//!
+//! A machine that never read a segment before it was lost learns which packs it may have named from a
+//! listing: those that are in the store and that nothing names to it.
 //!
 //! What it is not: a repair. Nothing is deleted, and nothing is written but the record. A listing is
 //! not believed alone: stores are allowed to show a new object late, so each pack that it lacks is
@@ -22,94 +26,132 @@ use futures::{StreamExt, TryStreamExt, stream};
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tidegate_protocol::ids::PackId;
+use tidegate_protocol::ids::{PackId, SegmentId};
 use tidegate_protocol::record::{Body, PacksFoundBad};
 
 /// Expected packs read from the local file at a time.
 const EXPECTED_PAGE: u32 = 4096;
 
+/// Listed packs entered in the local file at a time.
+const LISTED_PAGE: usize = 4096;
+
 /// Packs asked for by name at the same time.
 const LOOKUPS_IN_FLIGHT: usize = 8;
 
-/// Packs that one record names: a record is at most 4 MiB.
-const NOTED_PACKS_MAX: usize = 50_000;
+/// Packs, and segments, that one record names: a record is at most 4 MiB.
+const NOTED_MAX: usize = 50_000;
 
 /// Packs suspected at a time: beyond that something else is wrong than packs.
 const SUSPECTS_MAX: usize = 100_000;
 
-/// Packs that reads of this process found missing or damaged, until they are noted.
+/// What reads of this process found missing or damaged, until it is noted.
 #[derive(Default)]
-pub(super) struct Suspects(Mutex<BTreeSet<PackId>>);
+pub(super) struct Suspects(Mutex<Suspected>);
+
+#[derive(Default)]
+struct Suspected {
+    packs: BTreeSet<PackId>,
+    segments: BTreeSet<SegmentId>,
+}
 
 impl Repository {
     /// Remembers a pack that could not be read as it should.
     pub(crate) fn suspect(&self, pack: PackId) {
-        let mut suspects = self.suspected();
-        if suspects.len() < SUSPECTS_MAX {
-            suspects.insert(pack);
+        let packs = &mut self.suspected().packs;
+        if packs.len() < SUSPECTS_MAX {
+            packs.insert(pack);
+        }
+    }
+
+    /// Remembers an index segment that could not be read as it should.
+    pub(super) fn suspect_segment(&self, segment: SegmentId) {
+        let segments = &mut self.suspected().segments;
+        if segments.len() < SUSPECTS_MAX {
+            segments.insert(segment);
         }
     }
 
     /// True when reads of this process found packs missing or damaged that are not noted yet.
     pub(crate) fn has_suspects(&self) -> bool {
-        !self.suspected().is_empty()
+        !self.suspected().packs.is_empty()
     }
 
-    fn suspected(&self) -> MutexGuard<'_, BTreeSet<PackId>> {
+    fn suspected(&self) -> MutexGuard<'_, Suspected> {
         self.suspects
             .0
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes damaged packs in the log. Returns how many the log did not know of before; where there
-    /// are none, nothing is appended.
-    pub(crate) async fn note_bad_packs(&self, packs: Vec<PackId>, reason: &str) -> Result<u64> {
+    /// Notes damaged packs and segments in the log. Returns how many the log did not know to be damaged
+    /// before; where there are none, nothing is appended.
+    pub(crate) async fn note_bad(
+        &self,
+        packs: impl IntoIterator<Item = PackId>,
+        segments: impl IntoIterator<Item = SegmentId>,
+        reason: &str,
+    ) -> Result<u64> {
         let known = self.catalogue.lost_packs()?;
-        let fresh: BTreeSet<PackId> = packs
+        let packs: BTreeSet<PackId> = packs
             .into_iter()
             .filter(|pack| !known.contains(pack))
             .collect();
-        let fresh: Vec<Vec<u8>> = fresh.iter().map(|pack| pack.0.to_vec()).collect();
-        for packs in fresh.chunks(NOTED_PACKS_MAX) {
-            self.append(|_| {
-                Ok(Body::PacksFoundBad(PacksFoundBad {
-                    packs: packs.to_vec(),
-                    reason: reason.to_owned(),
-                }))
-            })
-            .await?;
+        let segments: BTreeSet<SegmentId> = segments.into_iter().collect();
+        // Those that were noted before, or replaced by others, are read by nobody.
+        let live = match segments.is_empty() {
+            true => Vec::new(),
+            false => self.catalogue.segments()?,
+        };
+        let packs: Vec<_> = packs.iter().map(|pack| pack.0.to_vec()).collect();
+        let segments: Vec<_> = live
+            .iter()
+            .filter(|segment| segments.contains(segment))
+            .map(|segment| segment.0.to_vec())
+            .collect();
+        let of_packs = packs.chunks(NOTED_MAX).map(|some| (some.to_vec(), vec![]));
+        let of_segments = segments
+            .chunks(NOTED_MAX)
+            .map(|some| (vec![], some.to_vec()));
+        for (packs, segments) in of_packs.chain(of_segments) {
+            let body = Body::PacksFoundBad(PacksFoundBad {
+                packs,
+                reason: reason.to_owned(),
+                segments,
+            });
+            self.append(|_| Ok(body.clone())).await?;
         }
-        Ok(fresh.len() as u64)
+        Ok((packs.len() + segments.len()) as u64)
     }
 
-    /// Notes in the log what reads of this process found missing or damaged. Best effort: what was
-    /// being done has come to its own end, and who may only read cannot note anything.
+    /// Notes in the log what reads of this process found missing or damaged. Best effort: what is being
+    /// done comes to its own end, and who may only read cannot note anything.
     pub(crate) async fn note_suspects(&self, reason: &str) {
-        let suspects: Vec<PackId> = std::mem::take(&mut *self.suspected()).into_iter().collect();
-        if suspects.is_empty() {
+        let Suspected { packs, segments } = std::mem::take(&mut *self.suspected());
+        if packs.is_empty() && segments.is_empty() {
             return;
         }
         // A pack that was swept meanwhile is gone as it should be.
         let noted = match self.refresh().await {
-            Ok(()) => self.note_bad_packs(suspects, reason).await,
+            Ok(()) => self.note_bad(packs, segments, reason).await,
             Err(error) => Err(error),
         };
         match noted {
             Ok(0) => {}
-            Ok(packs) => tracing::warn!(
-                packs,
-                "damaged packs were noted in the log: the next backups store anew what they meet of them"
+            Ok(objects) => tracing::warn!(
+                objects,
+                "damaged objects were noted in the log: the next backups store anew what they meet of them"
             ),
             Err(error) => tracing::warn!(
                 error = error.chain(),
-                "damaged packs could not be noted in the log: `tidegate verify` finds and notes them"
+                "damaged objects could not be noted in the log: `tidegate verify` finds and notes them"
             ),
         }
     }
 
     /// Compares the packs in the store with those expected there, unless that was done on this machine
-    /// less than `age_max` ago, and notes in the log those that are gone or have another size.
+    /// less than `age_max` ago, and notes in the log those that are gone or have another size. Where a
+    /// segment was lost that this machine had not read, packs that nothing names are entered for the next
+    /// backup to look into.
     ///
     /// # Errors
     /// As the store's. Who may not list packs is not stopped by that.
@@ -118,10 +160,12 @@ impl Repository {
         let last = self.catalogue.listed_unix_ns()?;
         // A clock that was set back makes the last look one of the future: it says nothing.
         let age = now.checked_sub(last);
-        if age.is_some_and(|age| u128::from(age) < age_max.as_nanos()) {
+        let is_fresh = age.is_some_and(|age| u128::from(age) < age_max.as_nanos());
+        let searched_for = self.catalogue.segments_to_search_for()?;
+        if is_fresh && searched_for.is_empty() {
             return Ok(());
         }
-        let lost = match self.lost_by_listing().await {
+        let lost = match self.lost_by_listing(!searched_for.is_empty()).await {
             Ok(lost) => lost,
             Err(error) if error.kind() == Kind::Denied => {
                 tracing::warn!(
@@ -133,7 +177,7 @@ impl Repository {
             Err(error) => return Err(error),
         };
         let count = lost.len();
-        self.note_bad_packs(lost, "listing").await?;
+        self.note_bad(lost, None, "listing").await?;
         if count > 0 {
             tracing::warn!(
                 packs = count,
@@ -142,19 +186,34 @@ impl Repository {
             );
         }
         let catalogue = Arc::clone(&self.catalogue);
-        blocking(move || catalogue.set_listed(now)).await
+        blocking(move || {
+            catalogue.set_searched_for(&searched_for)?;
+            catalogue.set_listed(now)
+        })
+        .await
     }
 
-    /// Names and listing are both in the order of names: one pass over both, in pages.
-    async fn lost_by_listing(&self) -> Result<Vec<PackId>> {
+    /// Names and listing are both in the order of names: one pass over both, in pages. With `search`, packs
+    /// that nothing names are entered in the local file.
+    async fn lost_by_listing(&self, search: bool) -> Result<Vec<PackId>> {
         let mut expected = Expected::new(self);
         let mut doubtful = Vec::new();
+        let mut unnamed = Vec::new();
         let mut next = expected.next().await?;
         let mut entries = self.store.list("packs/", None);
         while let Some(entry) = entries.try_next().await? {
             let Some(listed) = PackId::from_object_key(&entry.key) else {
                 continue;
             };
+            if search {
+                unnamed.push(ExpectedPack {
+                    id: listed,
+                    bytes: entry.size_bytes,
+                });
+                if unnamed.len() >= LISTED_PAGE {
+                    self.add_unnamed_packs(std::mem::take(&mut unnamed)).await?;
+                }
+            }
             while let Some(pack) = next.filter(|pack| pack.id <= listed) {
                 let size = (pack.id == listed).then_some(entry.size_bytes);
                 if !is_whole(&pack, size) {
@@ -162,6 +221,9 @@ impl Repository {
                 }
                 next = expected.next().await?;
             }
+        }
+        if search {
+            self.add_unnamed_packs(unnamed).await?;
         }
         while let Some(pack) = next {
             doubtful.push(pack);
@@ -176,6 +238,11 @@ impl Repository {
             .try_filter_map(|lost| async move { Ok(lost) })
             .try_collect()
             .await
+    }
+
+    async fn add_unnamed_packs(&self, listed: Vec<ExpectedPack>) -> Result<()> {
+        let catalogue = Arc::clone(&self.catalogue);
+        blocking(move || catalogue.add_unnamed_packs(&listed)).await
     }
 }
 

@@ -131,8 +131,22 @@ impl Index {
         })
     }
 
-    /// Packs that this host uploaded in a run that did not come to publish a segment for them, with
-    /// their chunks: an interrupted run's work, which the next run goes on from.
+    /// Enters what is in a pack that no segment names. It never replaces another place: nobody has vouched
+    /// for this one yet.
+    pub fn add_unnamed(&self, pack: &LandedPack, chunks: &[(ChunkId, Location)]) -> Result<()> {
+        let error = |error| self.catalogue.error(error);
+        self.catalogue.write(|transaction| {
+            for (chunk, location) in chunks {
+                insert_chunk(transaction, pack.number, chunk, location, false).map_err(error)?;
+            }
+            Ok(())
+        })?;
+        self.note(chunks.iter());
+        Ok(())
+    }
+
+    /// Packs in the store that no segment names: those that this host uploaded in a run that did not come
+    /// to publish one, which the next run goes on from; and those whose segment was lost.
     pub fn orphans(&self) -> Result<Vec<LandedPack>> {
         self.catalogue.read(|connection| {
             let mut packs = connection.prepare(
@@ -308,9 +322,13 @@ fn pack_number(connection: &Connection, pack: PackId, bytes: u64) -> rusqlite::R
         .query_row([pack.0], |row| row.get(0))
 }
 
+/// Nothing is assigned to a segment that was found bad meanwhile.
 fn assign(connection: &Connection, number: i64, segment: SegmentId) -> rusqlite::Result<()> {
     connection
-        .prepare_cached("UPDATE pack SET segment = ?2 WHERE number = ?1")?
+        .prepare_cached(
+            "UPDATE pack SET segment = ?2 WHERE number = ?1
+             AND NOT EXISTS (SELECT 1 FROM segment WHERE id = ?2 AND bad)",
+        )?
         .execute(params![number, segment.0])
         .map(drop)
 }
@@ -384,11 +402,11 @@ pub(super) fn restore_spares(connection: &Connection) -> rusqlite::Result<()> {
         .map(drop)
 }
 
-/// A segment that cannot be used: the chunks in it are stored anew when they are met.
+/// A segment that cannot be used: the next backup names its packs anew.
 pub(super) fn unusable_segment(id: SegmentId, error: &Error) {
     tracing::warn!(
         object = id.object_key(),
         error = error.chain(),
-        "an index segment cannot be read: chunks that only it names will be uploaded again"
+        "an index segment cannot be read: the next backup writes anew what it said"
     );
 }

@@ -52,12 +52,12 @@ checkpoint, Truncate, Fresh: works | works | works | works | works
 checkpoint, Truncate, Warm: works | works | works | works | works
 checkpoint, Flip, Fresh: works | works | works | works | works
 checkpoint, Flip, Warm: works | works | works | works | works
-index segment, Delete, Fresh: works | works | works | names it | works, verify names it
-index segment, Delete, Warm: works | works | works | names it | works, verify names it
-index segment, Truncate, Fresh: works | works | works | names it | works, verify names it
-index segment, Truncate, Warm: works | works | works | names it | works, verify names it
-index segment, Flip, Fresh: works | works | works | names it | works, verify names it
-index segment, Flip, Warm: works | works | works | names it | works, verify names it
+index segment, Delete, Fresh: works | works | works | names it | works
+index segment, Delete, Warm: works | works | works | names it | works
+index segment, Truncate, Fresh: works | works | works | names it | works
+index segment, Truncate, Warm: works | works | works | names it | works
+index segment, Flip, Fresh: works | works | works | names it | works
+index segment, Flip, Warm: works | works | works | names it | works
 data pack, Delete, Fresh: works | missing ×3 | works | names it | works
 data pack, Delete, Warm: works | missing ×3 | works | names it | works
 data pack, Truncate, Fresh: works | corrupt ×3 | works | names it | works

@@ -24,8 +24,8 @@ last two points, swapped, Fresh: 1 points | 1 points | works | 1 points | works
 last two points, swapped, Warm: works | works | commits, elsewhere corrupt | names it | corrupt
 two checkpoints, swapped, Fresh: works | works | works | works | works
 two checkpoints, swapped, Warm: works | works | works | works | works
-two segments, swapped, Fresh: works | works | works | names it | works, verify names it
-two segments, swapped, Warm: works | works | works | names it | works, verify names it
+two segments, swapped, Fresh: works | works | works | names it | works
+two segments, swapped, Warm: works | works | works | names it | works
 two data packs, swapped, Fresh: works | corrupt ×3 | works | names it | works
 two data packs, swapped, Warm: works | corrupt ×3 | works | names it | works
 two tree packs, swapped, Fresh: works | corrupt ×3 | works | names it | works, older corrupt ×2
@@ -48,8 +48,8 @@ log, cut short below its checkpoint, Fresh: 2 points | 2 points | works | 2 poin
 log, cut short below its checkpoint, Warm: corrupt | corrupt | corrupt | corrupt | corrupt
 checkpoint, an older one, Fresh: works | works | works | works | works
 checkpoint, an older one, Warm: works | works | works | works | works
-segment, an older one, Fresh: works | works | works | names it | works, verify names it
-segment, an older one, Warm: works | works | works | names it | works, verify names it
+segment, an older one, Fresh: works | works | works | names it | works
+segment, an older one, Warm: works | works | works | names it | works
 tree pack, an older one, Fresh: works | corrupt ×1 | works | names it | works, older corrupt ×1
 tree pack, an older one, Warm: works | works | works | names it | works
 ";

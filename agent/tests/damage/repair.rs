@@ -21,10 +21,10 @@ use tidegate_protocol::ids::PackId;
 use tidegate_protocol::pack::PackKind;
 
 /// Longer than any test takes: no listing is due.
-const NOT_DUE: Duration = Duration::from_secs(24 * 60 * 60);
-const DUE: Duration = Duration::ZERO;
+pub(crate) const NOT_DUE: Duration = Duration::from_secs(24 * 60 * 60);
+pub(crate) const DUE: Duration = Duration::ZERO;
 
-async fn back_up(
+pub(crate) async fn back_up(
     world: &World,
     repository: &Arc<Repository>,
     listing_age_max: Duration,
@@ -35,7 +35,7 @@ async fn back_up(
 }
 
 /// The objects that a machine which has never seen the repository finds damaged.
-async fn damaged_objects(world: &World, bucket: &Arc<InMemory>) -> Vec<String> {
+pub(crate) async fn damaged_objects(world: &World, bucket: &Arc<InMemory>) -> Vec<String> {
     let cache = tempfile::tempdir().unwrap();
     let elsewhere = world.open(bucket.clone(), cache.path()).await.unwrap();
     let report = look_through(&elsewhere).await.unwrap();
@@ -48,7 +48,7 @@ async fn damaged_objects(world: &World, bucket: &Arc<InMemory>) -> Vec<String> {
 }
 
 /// All points, on a machine that has never seen the repository.
-async fn assert_all_restore(world: &World, bucket: &Arc<InMemory>) {
+pub(crate) async fn assert_all_restore(world: &World, bucket: &Arc<InMemory>) {
     let cache = tempfile::tempdir().unwrap();
     let elsewhere = world.open(bucket.clone(), cache.path()).await.unwrap();
     assert_eq!(world.restore_all(&elsewhere, &[]).await.unwrap(), [""; 0]);
@@ -60,7 +60,7 @@ async fn assert_all_restore(world: &World, bucket: &Arc<InMemory>) {
     target.assert_complete();
 }
 
-fn bad_packs(repository: &Repository) -> Vec<String> {
+pub(crate) fn bad_packs(repository: &Repository) -> Vec<String> {
     let packs = repository.catalogue().lost_packs().unwrap();
     packs.iter().map(PackId::object_key).collect()
 }

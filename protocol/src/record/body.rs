@@ -341,7 +341,7 @@ impl ChunksRelocated {
     }
 }
 
-/// Packs that are missing or do not hash to their name.
+/// Packs, or index segments, that are missing or do not hash to their name.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct PacksFoundBad {
     /// [`PackId`]s.
@@ -350,11 +350,15 @@ pub struct PacksFoundBad {
     /// What was found, for the audit.
     #[prost(string, tag = "2")]
     pub reason: String,
+    /// [`SegmentId`]s: nobody reads them any more, and their packs are named anew.
+    #[prost(bytes = "vec", repeated, tag = "3")]
+    pub segments: Vec<Vec<u8>>,
 }
 
 impl PacksFoundBad {
     pub(crate) fn check(&self) -> Result<(), FormatError> {
-        pack_ids(&self.packs).map(drop)
+        pack_ids(&self.packs)?;
+        segment_ids(&self.segments).map(drop)
     }
 }
 

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use super::*;
+use crate::checkpoint::{self, Checkpoint};
 use crate::keys::{RepositorySecret, Secret};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -227,6 +228,34 @@ fn crumbs_do_not_unfold() {
         let plain = [point().encode_to_vec(), crumbs].concat();
         assert!(read(Kind::PointCommitted, &plain).is_err());
     }
+}
+
+#[test]
+fn segments_found_bad_have_names_too() {
+    let body = |segment: Vec<u8>| PacksFoundBad {
+        packs: Vec::new(),
+        reason: "verify".to_owned(),
+        segments: vec![segment],
+    };
+    let sound = body(vec![7; 32]);
+    assert_eq!(
+        read(Kind::PacksFoundBad, &sound.encode_to_vec()),
+        Ok(Body::PacksFoundBad(sound))
+    );
+    assert!(read(Kind::PacksFoundBad, &body(vec![7; 31]).encode_to_vec()).is_err());
+    let bytes = |segments| {
+        let block = checkpoint::Block {
+            bad_segments: segments,
+            ..checkpoint::Block::default()
+        };
+        let hash = Head::EMPTY.hash;
+        let bytes = checkpoint::encode(1, hash, &[block], [5; 32], &keys())?;
+        Checkpoint::decode(&bytes, &keys())?
+            .blocks(&keys())
+            .collect::<Result<Vec<_>, _>>()
+    };
+    assert_eq!(bytes(vec![vec![7; 32]]).unwrap()[0].bad_segments, [[7; 32]]);
+    assert!(bytes(vec![vec![7; 31]]).is_err());
 }
 
 #[test]

@@ -312,6 +312,8 @@ pub(crate) fn bodies() -> Vec<Body> {
         Body::PacksFoundBad(PacksFoundBad {
             packs: vec![hash(7)],
             reason,
+            // The golden bytes are older than this field.
+            segments: Vec::new(),
         }),
         Body::IndexMerged(IndexMerged {
             removed: vec![hash(8), hash(9)],

@@ -14,6 +14,7 @@ use tidegate_agent::progress::Progress;
 use tidegate_agent::recover::{self, Damage, RestoreSettings, VerifyReport, VerifySettings};
 use tidegate_agent::repository::{Point, Repository};
 use tidegate_agent::{Error, Kind, Result};
+use tidegate_protocol::ids::SegmentId;
 use tidegate_protocol::keys::Level;
 
 /// Disk ranges shown for each damaged object; `--json` has them all.
@@ -26,8 +27,8 @@ struct Answer {
     /// The share of the content that was drawn, and by which number.
     sample: Option<f64>,
     seed: Option<u64>,
-    /// Damaged packs that the log learnt of just now.
-    noted_packs: u64,
+    /// Damaged packs and index segments that the log learnt of just now.
+    noted_objects: u64,
     #[serde(flatten)]
     report: VerifyReport,
 }
@@ -61,8 +62,8 @@ pub(super) async fn run(global: &Global, args: Verify, context: &Context) -> Res
     drop(shown);
     let report = done?;
     let damaged = !report.damages.is_empty();
-    let noted_packs = match recover::note_damage(&repository, &report).await {
-        Ok(packs) => packs,
+    let noted_objects = match recover::note_damage(&repository, &report).await {
+        Ok(objects) => objects,
         Err(error) => {
             context.output.warn(&format!(
                 "the damage could not be noted in the log: {}",
@@ -75,7 +76,7 @@ pub(super) async fn run(global: &Global, args: Verify, context: &Context) -> Res
         content,
         sample: args.sample,
         seed: args.sample.map(|_| seed),
-        noted_packs,
+        noted_objects,
         report,
     };
     context.output.result(&answer, || answer.describe())?;
@@ -137,12 +138,22 @@ impl Answer {
         for damage in &report.damages {
             out.push_str(&describe_damage(damage));
         }
-        out.push_str(
-            "\nWhat to do: back the machines named up again. The damage stands in the log, so what of \
-             it is still on their disks is stored anew, and these points are whole again. What is not \
-             on a disk any more comes back only with the object itself: from a replica, or an older \
-             version in the bucket.\n",
-        );
+        let is_segment = |damage: &&Damage| SegmentId::from_object_key(&damage.object).is_some();
+        let segments = report.damages.iter().filter(is_segment).count();
+        if segments < report.damages.len() {
+            out.push_str(
+                "\nWhat to do: back the machines named up again. The damage stands in the log, so what of \
+                 it is still on their disks is stored anew, and these points are whole again. What is not \
+                 on a disk any more comes back only with the object itself: from a replica, or an older \
+                 version in the bucket.\n",
+            );
+        }
+        if segments > 0 {
+            out.push_str(
+                "\nWhat to do about index segments: back any machine up. That writes anew what they said, \
+                 from the packs. What is not named above restores without them.\n",
+            );
+        }
         out
     }
 }

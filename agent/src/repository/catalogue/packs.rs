@@ -7,7 +7,7 @@ use super::{Catalogue, unsigned};
 use crate::error::Result;
 use rusqlite::params;
 use std::collections::HashSet;
-use tidegate_protocol::ids::{PackId, SegmentId};
+use tidegate_protocol::ids::PackId;
 
 /// A pack that should be in the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,11 +83,6 @@ impl Catalogue {
                 .map(drop)
                 .map_err(|error| self.error(error))
         })
-    }
-
-    /// Index segments that the log names.
-    pub fn segments(&self) -> Result<Vec<SegmentId>> {
-        self.ids("SELECT id FROM segment", SegmentId::from_slice)
     }
 
     fn packs_of(&self, sql: &str) -> Result<HashSet<PackId>> {

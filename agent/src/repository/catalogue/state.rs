@@ -57,6 +57,14 @@ pub(super) fn load_block(
             )?
             .execute([segment])?;
     }
+    for segment in &block.bad_segments {
+        connection
+            .prepare_cached(
+                "INSERT INTO segment (id, bad) VALUES (?1, 1)
+                 ON CONFLICT (id) DO UPDATE SET bad = 1, loaded = loaded % 2",
+            )?
+            .execute([segment])?;
+    }
     for run in &block.runs {
         add_run(connection, run)?;
     }
@@ -142,11 +150,16 @@ pub(super) fn apply(connection: &Connection, header: &Header, body: &Body) -> ru
             )
         }
         Body::ChunksRelocated(relocated) => add_segments(connection, &relocated.segments),
-        Body::PacksFoundBad(bad) => each(
-            connection,
-            "INSERT OR IGNORE INTO bad VALUES (?1)",
-            &bad.packs,
-        ),
+        Body::PacksFoundBad(bad) => {
+            let sql = "INSERT OR IGNORE INTO bad VALUES (?1)";
+            each(connection, sql, &bad.packs)?;
+            if bad.segments.is_empty() {
+                return Ok(());
+            }
+            let sql = "UPDATE segment SET bad = 1 WHERE id = ?1";
+            each(connection, sql, &bad.segments)?;
+            release_packs_of_bad_segments(connection)
+        }
         Body::IndexMerged(merged) => {
             each(
                 connection,
@@ -176,6 +189,13 @@ pub(super) fn apply(connection: &Connection, header: &Header, body: &Body) -> ru
             }
         }
     }
+}
+
+/// Packs that bad segments named are to be named anew.
+pub(super) fn release_packs_of_bad_segments(connection: &Connection) -> rusqlite::Result<()> {
+    connection.execute_batch(
+        "UPDATE pack SET segment = NULL WHERE segment IN (SELECT id FROM segment WHERE bad);",
+    )
 }
 
 fn add_point(
