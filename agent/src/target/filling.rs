@@ -2,19 +2,19 @@
 //!
 //! Left alone, the page cache keeps what is written until there is too much of it, or until the final
 //! fsync: the disk idles while a restore unpacks, and the restore while the disk writes. So every so
-//! many bytes the disk is told to begin. Not a promise of durability: that is the final fsync's alone,
-//! which has little left to do.
+//! many bytes the disk is told to begin, and the cache to let go of what has reached it: nobody reads that
+//! soon, and a disk's worth of it would push out what the host's machines have there. Not a promise of
+//! durability: that is the final fsync's alone, which has little left to do.
 //!
 //! Writing past the cache (`O_DIRECT`) was measured as well: a disk restored from several generations
 //! comes in pieces of some ten KiB, which the cache gathers and the disk would have to take one by one.
 
 use crate::error::{Error, Result};
 use crate::sparse;
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::{Advice, FallocateFlags, fadvise, fallocate};
 use rustix::io::Errno;
 use std::fs::File;
 use std::ops::Range;
-use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -68,11 +68,9 @@ impl Filling {
         let length = bytes.len() as u64;
         let before = self.written_bytes.fetch_add(length, Ordering::Relaxed);
         if before / BEGIN_EVERY_BYTES != (before + length) / BEGIN_EVERY_BYTES {
-            // A hint: where it is not taken, the fsync does all the work.
-            // SAFETY: a system call on a file that is open.
-            unsafe {
-                libc::sync_file_range(self.file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE)
-            };
+            // Begins to write what is dirty, and drops what is clean. A hint: where it is not taken, the
+            // fsync does all the work.
+            let _ = fadvise(&self.file, 0, None, Advice::DontNeed);
         }
         Ok(())
     }
