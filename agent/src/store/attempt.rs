@@ -245,10 +245,7 @@ impl Wire {
     /// The body of an answer; stops reading soon after more than `expected_bytes` came.
     async fn body(&self, answer: GetResult, expected_bytes: u64) -> Result<Bytes, Failure> {
         let patience = self.settings.request_timeout;
-        let mut parts = match answer.payload {
-            GetResultPayload::Stream(parts) => parts,
-            GetResultPayload::File(..) => return Ok(answer.bytes().await?),
-        };
+        let GetResultPayload::Stream(mut parts) = answer.payload;
         let Some(first) = next_within(patience, &mut parts).await? else {
             return Ok(Bytes::new());
         };

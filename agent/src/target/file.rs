@@ -223,10 +223,7 @@ pub(super) fn publish(partial: &Path, path: &Path, overwrite: bool) -> Result<()
             Err(error) => return Err(cannot(error.into())),
         }
     }
-    let folder = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
+    let folder = durable::folder_of(path);
     durable::fsync_folder(folder)
         .map_err(|error| Error::io(format!("cannot make {} durable", folder.display()), error))
 }

@@ -25,6 +25,7 @@ pub(super) async fn check(
     stop: &CancellationToken,
     damage: &mut Found,
 ) -> Result<u64> {
+    // As they are by now: what was found in another place than expected has moved in the list.
     let listed = Arc::clone(list);
     let mut unnamed: HashSet<PackId> = blocking(move || listed.packs())
         .await?
