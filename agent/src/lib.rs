@@ -16,7 +16,9 @@
 //! | 2 | [`source`], [`target`] | disks to read and to write |
 //! | 3 | [`repository`] | log, packs, index, trees, recovery points |
 //! | 4 | [`replicate`] | the way out: backup |
+//! | 1 | [`link`] | QUIC between hosts and gateways |
 //! | 4 | [`recover`] | the way back: restore, export, diff, verify |
+//! | 6 | [`gateway`], [`host`] | the two roles of the service; they never import each other |
 
 pub mod allocator;
 mod buffers;
@@ -25,6 +27,9 @@ pub mod clock;
 pub mod durable;
 pub mod error;
 pub mod format;
+pub mod gateway;
+pub mod host;
+pub mod link;
 pub mod nbd;
 pub mod progress;
 mod qemu;

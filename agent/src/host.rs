@@ -1,0 +1,1 @@
+//! The host's role: machines protected by policies, on a schedule.
