@@ -43,4 +43,7 @@ pub mod target;
 #[cfg(feature = "testing")]
 pub mod testing;
 
+/// This program's name and version, as peers are told.
+pub const PROGRAM: &str = concat!("tidegate ", env!("CARGO_PKG_VERSION"));
+
 pub use error::{Error, Kind, Result};

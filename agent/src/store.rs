@@ -29,6 +29,7 @@
 //! | `failure` | why an attempt failed, and whether trying again can help |
 //! | `attempt` | one request, and the loop around it |
 //! | [`folder`] | a local folder as an object store, durable |
+//! | `gateway` | a repository behind gateways as an object store |
 //! | [`fault`] | a store that fails on demand, for tests |
 
 mod answer;
@@ -39,6 +40,7 @@ pub mod environment;
 mod failure;
 pub mod fault;
 pub mod folder;
+mod gateway;
 pub(crate) mod location;
 mod probe;
 pub mod settings;
@@ -47,7 +49,7 @@ pub use environment::Environment;
 pub use settings::StoreSettings;
 
 use crate::error::{Error, Kind, Result};
-use attempt::{CUT_OFF_ATTEMPTS_MAX, Wire};
+use attempt::{CUT_OFF_ATTEMPTS_MAX, Wanted, Wire};
 use bytes::Bytes;
 use failure::{Failure, Reason};
 use fault::FaultStore;
@@ -81,6 +83,7 @@ enum Backend {
     S3,
     Azure,
     Gcs,
+    Gateway,
     Other,
 }
 
@@ -138,7 +141,8 @@ impl Store {
     /// Opens the store at `location`, with credentials from the process's environment.
     ///
     /// `location` is a folder (`dir`, `./dir`, `/dir`, `file:///dir`) or one of
-    /// `s3://bucket/prefix`, `az://container/prefix`, `gs://bucket/prefix`. No request is sent:
+    /// `s3://bucket/prefix`, `az://container/prefix`, `gs://bucket/prefix`, or
+    /// `quic://gateway:port,…/repository`. No request is sent:
     /// whether the place is there and can be written is learnt by using it.
     ///
     /// # Errors
@@ -268,8 +272,9 @@ impl Store {
         let path = self.path(key)?;
         self.shared
             .wire
-            .get(&path, None, bytes_max)
+            .get(&path, Wanted::All { bytes_max })
             .await
+            .map(|(bytes, _)| bytes)
             .map_err(|failure| self.explain("could not read", key, failure))
     }
 
@@ -286,10 +291,10 @@ impl Store {
         let failure = match self
             .shared
             .wire
-            .get(&path, Some(range.clone()), u64::MAX)
+            .get(&path, Wanted::Exactly(range.clone()))
             .await
         {
-            Ok(bytes) => return Ok(bytes),
+            Ok((bytes, _)) => return Ok(bytes),
             Err(failure) => failure,
         };
         // Stores say "range not satisfiable" in ways of their own: ask for the size instead.
@@ -300,6 +305,18 @@ impl Store {
             return Err(self.too_short(key, &range, size_bytes));
         }
         Err(self.explain("could not read", key, failure))
+    }
+
+    /// Reads what there is of the bytes `range` of the object, which is not empty, and says how large
+    /// the object is.
+    ///
+    /// # Errors
+    /// [`Kind::Missing`] where the object is not there, [`Kind::Corrupt`] where `range` begins at its
+    /// end or behind it, else as [`Store::create`].
+    pub(crate) async fn get_within(&self, key: &str, range: Range<u64>) -> Result<(Bytes, u64)> {
+        let path = self.path(key)?;
+        let got = self.shared.wire.get(&path, Wanted::Within(range)).await;
+        got.map_err(|failure| self.explain("could not read", key, failure))
     }
 
     /// The object's size in bytes, or `None` where it is not there.
@@ -526,6 +543,10 @@ impl Backend {
                 "credentials are read from the file GOOGLE_APPLICATION_CREDENTIALS names, else \
                  from gcloud's application default credentials, else from the machine's service \
                  account; they must allow reading, writing and listing there",
+            ),
+            Self::Gateway => Some(
+                "`tidegate gateway list` shows what this host may do there; an invite of \
+                 `tidegate gateway invite` lets it join with other rights",
             ),
             Self::Other => None,
         }

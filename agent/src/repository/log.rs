@@ -44,6 +44,23 @@ const CHECKPOINT_EVERY: u64 = 512;
 /// Largest checkpoint that is read.
 const CHECKPOINT_BYTES_MAX: u64 = 1 << 30;
 
+/// What became of a record that somebody else has made.
+pub(crate) enum Foreign {
+    /// It is in the log.
+    Appended,
+    /// There is a record of that number.
+    Exists,
+    /// The log ends before the number that it would follow.
+    Behind {
+        /// The last record's number.
+        head: u64,
+    },
+    /// Every reader would pass it over, for this reason.
+    Void(String),
+    /// The caller does not want it, for this reason.
+    Denied(String),
+}
+
 impl Repository {
     /// Replays what the log has got since the last time.
     pub async fn refresh(&self) -> Result<()> {
@@ -153,6 +170,53 @@ impl Repository {
             ),
         )
         .advise("see which writers append without end, then try again"))
+    }
+
+    /// Appends a record that somebody else has made, if every reader would take it for sound and `may`
+    /// says nothing against its kind.
+    pub(crate) async fn append_foreign(
+        &self,
+        number: u64,
+        bytes: Bytes,
+        may: impl Fn(record::Kind) -> std::result::Result<(), String>,
+    ) -> Result<Foreign> {
+        let mut head = self.catalogue.head()?;
+        if number > head.number.saturating_add(1) {
+            // Somebody else's gateway, or the bucket itself, has shown its writer more than is known here.
+            self.refresh().await?;
+            head = self.catalogue.head()?;
+        }
+        if number <= head.number {
+            return Ok(Foreign::Exists);
+        }
+        if number != head.number + 1 {
+            return Ok(Foreign::Behind { head: head.number });
+        }
+        let revoked = self.catalogue.revoked_keys()?;
+        match self.decode_record(head, &bytes, &revoked) {
+            Ok(Ok((_, body))) => {
+                if let Err(why) = may(body.kind()) {
+                    return Ok(Foreign::Denied(why));
+                }
+            }
+            Ok(Err(why)) => return Ok(Foreign::Void(why)),
+            Err(error) => return Ok(Foreign::Void(error.chain())),
+        }
+        let key = record::object_key(number);
+        match self.store.create(&key, bytes.clone()).await? {
+            Created::New => self.follow(head, bytes).await,
+            Created::Exists => {
+                self.refresh_to(number).await?;
+                return Ok(Foreign::Exists);
+            }
+        }
+        self.checkpoint_if_due(number).await;
+        Ok(Foreign::Appended)
+    }
+
+    /// A record's bytes as they stand in the log: at most as many as its hash covers.
+    pub(crate) async fn record_bytes(&self, number: u64) -> Result<Bytes> {
+        self.read_record(number).await
     }
 
     /// Replays a record of our own. It stands in the log already: where this machine's cache cannot

@@ -32,6 +32,26 @@ const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
 /// The keys a page of a listing holds on the clouds; used for counting only.
 const LIST_PAGE_KEYS: u64 = 1000;
 
+/// What is wanted of an object.
+#[derive(Debug, Clone)]
+pub(super) enum Wanted {
+    /// All of it, and nothing where that is more.
+    All { bytes_max: u64 },
+    /// These bytes, neither more nor fewer.
+    Exactly(Range<u64>),
+    /// What there is of these bytes.
+    Within(Range<u64>),
+}
+
+impl Wanted {
+    fn range(&self) -> Option<Range<u64>> {
+        match self {
+            Self::All { .. } => None,
+            Self::Exactly(range) | Self::Within(range) => Some(range.clone()),
+        }
+    }
+}
+
 /// The underlying store, its time-outs and its counts.
 pub(super) struct Wire {
     inner: Arc<dyn ObjectStore>,
@@ -88,15 +108,10 @@ impl Wire {
         .await
     }
 
-    /// The object's bytes: all of them, at most `bytes_max`, or exactly `range`.
-    pub(super) async fn get(
-        &self,
-        path: &Path,
-        range: Option<Range<u64>>,
-        bytes_max: u64,
-    ) -> Result<Bytes, Failure> {
+    /// What is wanted of an object, and the object's size.
+    pub(super) async fn get(&self, path: &Path, wanted: Wanted) -> Result<(Bytes, u64), Failure> {
         self.until_deadline("get", path, Duration::ZERO, |deadline| {
-            self.get_once(path, range.clone(), bytes_max, deadline)
+            self.get_once(path, wanted.clone(), deadline)
         })
         .await
     }
@@ -196,27 +211,32 @@ impl Wire {
     async fn get_once(
         &self,
         path: &Path,
-        range: Option<Range<u64>>,
-        bytes_max: u64,
+        wanted: Wanted,
         deadline: Instant,
-    ) -> Result<Bytes, Failure> {
+    ) -> Result<(Bytes, u64), Failure> {
         self.counters.gets.fetch_add(1, Relaxed);
         let options = GetOptions {
-            range: range.clone().map(GetRange::Bounded),
+            range: wanted.range().map(GetRange::Bounded),
             ..GetOptions::default()
         };
         let request = self.inner.get_opts(path, options);
         let answer = answered_within(self.settings.request_timeout, deadline, request).await?;
-        match range {
-            Some(range) if answer.range != range => {
+        let size_bytes = answer.meta.size;
+        match wanted {
+            Wanted::Exactly(range) if answer.range != range => {
                 return Err(Failure::new(Reason::TooShort {
                     expected_bytes: range.end,
-                    found_bytes: answer.meta.size,
+                    found_bytes: size_bytes,
                 }));
             }
-            None if answer.meta.size > bytes_max => {
+            Wanted::Within(range)
+                if answer.range.start != range.start || answer.range.end > range.end =>
+            {
+                return Err(Failure::new(Reason::OutOfRange));
+            }
+            Wanted::All { bytes_max } if size_bytes > bytes_max => {
                 return Err(Failure::new(Reason::TooLarge {
-                    found_bytes: answer.meta.size,
+                    found_bytes: size_bytes,
                     bytes_max,
                 }));
             }
@@ -233,7 +253,7 @@ impl Wire {
             .bytes_down
             .fetch_add(body.len() as u64, Relaxed);
         if body.len() as u64 == expected_bytes {
-            Ok(body)
+            Ok((body, size_bytes))
         } else {
             Err(Failure::new(Reason::CutOff {
                 expected_bytes,

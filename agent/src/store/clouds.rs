@@ -6,9 +6,11 @@
 use super::answer::AnsweringConnector;
 use super::aws_profile::Profile;
 use super::folder::Folder;
+use super::gateway::Gateway;
 use super::location::{Cloud, Location};
 use super::{Backend, Environment, StoreSettings};
 use crate::error::{Error, Kind, Result};
+use crate::link::client::Link;
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, Checksum};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
@@ -29,6 +31,14 @@ pub(super) fn connect(
         Location::Folder(root) => {
             let folder = Folder::open(root)?;
             return Ok((Arc::new(folder), Path::default(), Backend::Folder));
+        }
+        Location::Gateways {
+            addresses,
+            repository,
+        } => {
+            let link = Link::new(addresses.clone(), repository.clone(), &settings.link);
+            let gateway = Gateway::new(link);
+            return Ok((Arc::new(gateway), Path::default(), Backend::Gateway));
         }
         Location::Cloud {
             cloud,

@@ -6,12 +6,14 @@
 use super::answer::{Answer, NoCredentials};
 use super::fault::{Fault, InjectedFault};
 use crate::error::Kind;
+use crate::link::LinkError;
 use object_store::Error as StoreError;
 use object_store::client::HttpError;
 use std::error::Error as StdError;
 use std::fmt;
 use std::io;
 use std::time::Duration;
+use tidegate_protocol::wire::Status;
 
 /// What an attempt, or all attempts together, failed of.
 #[derive(Debug)]
@@ -193,6 +195,9 @@ fn retry_after(error: &StoreError) -> Option<Duration> {
         if let Some(answer) = cause.downcast_ref::<Answer>() {
             return answer.retry_after;
         }
+        if let Some(LinkError::Answered { retry_after, .. }) = cause.downcast_ref::<LinkError>() {
+            return *retry_after;
+        }
         if let Some(fault) = cause.downcast_ref::<InjectedFault>()
             && let Fault::Throttle(pause) = fault.fault()
         {
@@ -212,6 +217,8 @@ fn reason_of_chain(error: &StoreError) -> Reason {
             return reason_of_answer(answer);
         } else if cause.is::<NoCredentials>() {
             return Reason::Denied;
+        } else if let Some(error) = cause.downcast_ref::<LinkError>() {
+            return reason_of_link(error);
         } else if let Some(fault) = cause.downcast_ref::<InjectedFault>() {
             return match fault.fault() {
                 Fault::Refuse => Reason::Denied,
@@ -251,6 +258,25 @@ fn reason_of_answer(answer: &Answer) -> Reason {
         507 => Reason::NoSpace,
         500..=599 => Reason::Unavailable,
         _ => Reason::Other,
+    }
+}
+
+fn reason_of_link(error: &LinkError) -> Reason {
+    match error {
+        LinkError::Lost(_) | LinkError::Unreachable(_) | LinkError::Stopped => Reason::Unavailable,
+        LinkError::Denied(_) => Reason::Denied,
+        LinkError::Malformed(_) => Reason::Other,
+        LinkError::Answered { status, .. } => match status {
+            Status::Busy | Status::Store | Status::Leaving | Status::Behind => Reason::Unavailable,
+            Status::Missing => Reason::ObjectMissing,
+            Status::Exists => Reason::Exists,
+            Status::Range => Reason::OutOfRange,
+            Status::Denied | Status::Revoked => Reason::Denied,
+            Status::Unknown => Reason::Unsupported,
+            Status::Ok | Status::Malformed | Status::Large | Status::Hash | Status::Refused => {
+                Reason::Other
+            }
+        },
     }
 }
 

@@ -5,6 +5,7 @@
 
 use crate::error::{Error, Kind, Result};
 use std::fmt;
+use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
 
 /// A parsed location.
@@ -19,6 +20,13 @@ pub(crate) enum Location {
         /// Without slashes at its ends; may be empty.
         prefix: String,
     },
+    /// A repository behind gateways.
+    Gateways {
+        /// Each `host:port`.
+        addresses: Vec<String>,
+        /// As the gateways call it.
+        repository: String,
+    },
 }
 
 /// The clouds known.
@@ -29,7 +37,11 @@ pub(crate) enum Cloud {
     Gcs,
 }
 
-const EXPECTED: &str = "a folder, s3://bucket/prefix, az://container/prefix or gs://bucket/prefix";
+/// Where gateways listen unless they are told otherwise.
+pub(crate) const GATEWAY_PORT: u16 = 4433;
+
+const EXPECTED: &str = "a folder, s3://bucket/prefix, az://container/prefix, gs://bucket/prefix or \
+                        quic://gateway:port/repository";
 
 impl Location {
     pub(crate) fn parse(text: &str) -> Result<Self> {
@@ -44,6 +56,7 @@ impl Location {
         };
         let cloud = match scheme {
             "file" => return Self::file(text),
+            "quic" => return Self::gateways(rest),
             "s3" | "s3a" => Cloud::S3,
             "az" | "azure" => Cloud::Azure,
             "gs" => Cloud::Gcs,
@@ -92,6 +105,31 @@ impl Location {
         })
     }
 
+    fn gateways(rest: &str) -> Result<Self> {
+        let refused = |what: String| {
+            Err(Error::new(
+                Kind::Config,
+                format!("{what}: expected quic://gateway:port,gateway:port/repository"),
+            ))
+        };
+        let (gateways, repository) = rest.split_once('/').unwrap_or((rest, ""));
+        let repository = repository.trim_end_matches('/');
+        if !name_is_plain(repository) {
+            return refused(format!("{repository:?} is no repository of a gateway"));
+        }
+        let mut addresses = Vec::new();
+        for gateway in gateways.split(',') {
+            let Some(address) = address_of(gateway) else {
+                return refused(format!("{gateway:?} is no address of a gateway"));
+            };
+            addresses.push(address);
+        }
+        Ok(Self::Gateways {
+            addresses,
+            repository: repository.to_owned(),
+        })
+    }
+
     fn file(text: &str) -> Result<Self> {
         url::Url::parse(text)
             .ok()
@@ -104,6 +142,29 @@ impl Location {
                 )
             })
     }
+}
+
+/// `host`, `host:port`, `[address]` or `[address]:port`, with the port filled in.
+fn address_of(gateway: &str) -> Option<String> {
+    let (host, port) = match gateway.rsplit_once(':') {
+        Some((host, port)) if !gateway.ends_with(']') => (host, port.parse().ok()?),
+        _ => (gateway, GATEWAY_PORT),
+    };
+    let name = match host.strip_prefix('[') {
+        Some(rest) => rest.strip_suffix(']')?.parse::<Ipv6Addr>().ok()?.to_string(),
+        None => host.to_owned(),
+    };
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
+    let is_plain = host.starts_with('[') || name.bytes().all(is_name);
+    (is_plain && !name.is_empty() && port > 0).then(|| format!("{host}:{port}"))
+}
+
+/// Whether it can be the name of a repository at a gateway.
+fn name_is_plain(name: &str) -> bool {
+    (1..=64).contains(&name.len())
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
 }
 
 /// Whether every segment has only characters that no store and no URL treats specially.
@@ -120,6 +181,10 @@ impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Folder(path) => Path::new(path).display().fmt(f),
+            Self::Gateways {
+                addresses,
+                repository,
+            } => write!(f, "quic://{}/{repository}", addresses.join(",")),
             Self::Cloud {
                 cloud,
                 bucket,
@@ -157,6 +222,9 @@ mod tests {
             ("s3://bucket/a/b/", "s3://bucket/a/b"),
             ("az://container/x", "az://container/x"),
             ("gs://bucket/x", "gs://bucket/x"),
+            ("quic://gw1/main", "quic://gw1:4433/main"),
+            ("quic://gw1:4434,10.0.0.2/main/", "quic://gw1:4434,10.0.0.2:4433/main"),
+            ("quic://[::1]:4433,[fe80::1]/m", "quic://[::1]:4433,[fe80::1]:4433/m"),
         ] {
             assert_eq!(Location::parse(text).unwrap().to_string(), label, "{text}");
         }
@@ -175,6 +243,14 @@ mod tests {
             "s3://bucket/../other",
             "s3://bucket/a?versionId=1",
             "s3://bucket/a#b",
+            "quic://gw1",
+            "quic:///main",
+            "quic://gw1:0/main",
+            "quic://gw1:99999/main",
+            "quic://gw1,/main",
+            "quic://user@gw1/main",
+            "quic://[gw1]/main",
+            "quic://gw1/main/sub",
         ] {
             assert_eq!(
                 Location::parse(text).unwrap_err().kind(),

@@ -2,10 +2,11 @@
 //!
 //! These are bounds, not tuning: they decide when "slow" becomes "not there".
 
+use crate::link::client::LinkSettings;
 use std::time::Duration;
 
 /// Time-outs and retries of a [`Store`](super::Store).
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct StoreSettings {
     /// How long to wait for a connection to be made. Default 15 s.
     pub connect_timeout: Duration,
@@ -26,6 +27,8 @@ pub struct StoreSettings {
     pub backoff_first: Duration,
     /// The longest pause between two attempts. Default 15 s.
     pub backoff_max: Duration,
+    /// How to speak to gateways, where the store is behind some.
+    pub link: LinkSettings,
 }
 
 impl StoreSettings {
@@ -44,6 +47,7 @@ impl Default for StoreSettings {
             operation_deadline: Duration::from_secs(300),
             backoff_first: Duration::from_millis(100),
             backoff_max: Duration::from_secs(15),
+            link: LinkSettings::default(),
         }
     }
 }

@@ -31,6 +31,15 @@ impl Catalogue {
         self.packs_of("SELECT pack FROM swept UNION SELECT pack FROM bad")
     }
 
+    /// Whether the log has swept the pack: it may be deleted.
+    pub fn is_swept(&self, pack: PackId) -> Result<bool> {
+        self.read(|connection| {
+            connection
+                .prepare_cached("SELECT 1 FROM swept WHERE pack = ?1")?
+                .exists([pack.0])
+        })
+    }
+
     /// Tree packs that were found bad and not swept since.
     pub fn bad_tree_packs(&self) -> Result<HashSet<PackId>> {
         self.packs_of("SELECT pack FROM bad JOIN tree_pack ON tree_pack.id = bad.pack")

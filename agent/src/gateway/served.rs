@@ -1,0 +1,150 @@
+//! A repository as a gateway serves it: opened with a maintenance key, kept at the head of the log.
+//!
+//! The gateway holds no truth of its own: what it knows was replayed from the log, and may be older than
+//! what another gateway has appended by now. That costs a retry or an upload, never more.
+
+use crate::error::{Error, Result};
+use crate::repository::index::Index;
+use crate::repository::{Repository, blocking, read_key_file};
+use crate::store::{Store, StoreSettings};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tidegate_protocol::ids::ChunkId;
+use tidegate_protocol::pack::Location;
+use tokio::sync::{OnceCell, watch};
+use tokio_util::sync::CancellationToken;
+
+/// How often the log is looked at for what other writers have appended.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// How long the gateway's own tries at the store may go on: shorter than a host waits for its answer,
+/// so that it learns what the matter is.
+const STORE_DEADLINE: Duration = Duration::from_secs(40);
+
+/// Where a served repository is, as valid settings.
+#[derive(Debug, Clone)]
+pub struct ServedSettings {
+    /// What hosts call it.
+    pub name: String,
+    /// Its place.
+    pub location: String,
+    /// The file with a key of maintenance level.
+    pub key: PathBuf,
+    /// Where to keep what is known of it.
+    pub cache_dir: PathBuf,
+}
+
+/// A repository that hosts ask for by name.
+pub struct Served {
+    settings: ServedSettings,
+    store: Store,
+    opened: OnceCell<Arc<Repository>>,
+    /// The number of the last record that was replayed.
+    head: watch::Sender<u64>,
+    store_answers: AtomicBool,
+}
+
+impl Served {
+    /// Nothing is read yet: a store that does not answer must not keep a gateway from its other
+    /// repositories.
+    pub fn new(settings: ServedSettings, store: StoreSettings) -> Result<Self> {
+        let store = StoreSettings {
+            operation_deadline: STORE_DEADLINE,
+            ..store
+        };
+        let store = Store::open(&settings.location, &store)?;
+        Ok(Self {
+            settings,
+            store,
+            opened: OnceCell::new(),
+            head: watch::Sender::new(0),
+            store_answers: AtomicBool::new(false),
+        })
+    }
+
+    /// What hosts call it.
+    pub fn name(&self) -> &str {
+        &self.settings.name
+    }
+
+    pub(super) fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Whether the store answered when it was last asked for the log.
+    pub(super) fn store_answers(&self) -> bool {
+        self.store_answers.load(Ordering::Relaxed)
+    }
+
+    /// The repository, opened by whoever asks first.
+    pub(super) async fn repository(&self) -> Result<&Arc<Repository>> {
+        let opened = self.opened.get_or_try_init(async || {
+            let path = self.settings.key.clone();
+            let keys = blocking(move || read_key_file(&path)).await?;
+            let cache = self.settings.cache_dir.clone();
+            let repository = Repository::open(self.store.clone(), keys, &cache).await?;
+            repository.index().await?;
+            Ok::<_, Error>(Arc::new(repository))
+        });
+        let repository = opened.await?;
+        self.note_head(repository)?;
+        Ok(repository)
+    }
+
+    /// Keeps at the head of the log until the gateway stops.
+    pub(super) async fn keep_up(&self, stop: CancellationToken) {
+        while stop.run_until_cancelled(self.look()).await.is_some() {
+            let pause = tokio::time::sleep(LOOK_EVERY);
+            if stop.run_until_cancelled(pause).await.is_none() {
+                return;
+            }
+        }
+    }
+
+    async fn look(&self) {
+        let looked = async {
+            let repository = self.repository().await?;
+            repository.refresh().await?;
+            // The segments that the new records name, before a host asks for what is in them.
+            repository.index().await?;
+            self.note_head(repository)
+        };
+        let looked = looked.await;
+        let answers = looked.is_ok();
+        if let Err(error) = &looked {
+            tracing::warn!(
+                repository = self.settings.name,
+                error = error.chain(),
+                "the log cannot be read"
+            );
+        }
+        self.store_answers.store(answers, Ordering::Relaxed);
+    }
+
+    /// Says that records have come, to those who follow the log.
+    pub(super) fn note_head(&self, repository: &Repository) -> Result<()> {
+        let number = repository.catalogue().head()?.number;
+        self.head.send_if_modified(|head| {
+            let is_new = number > *head;
+            *head = number.max(*head);
+            is_new
+        });
+        Ok(())
+    }
+
+    /// The number of the last record, and a way to wait for the next.
+    pub(super) fn head(&self) -> watch::Receiver<u64> {
+        self.head.subscribe()
+    }
+}
+
+/// Where each of the chunks lies, as far as the index knows.
+pub(super) async fn known(index: Arc<Index>, chunks: Vec<ChunkId>) -> Result<Vec<Option<Location>>> {
+    blocking(move || {
+        let mut reader = index.reader()?;
+        chunks.iter().map(|chunk| reader.known(chunk)).collect()
+    })
+    .await
+}
