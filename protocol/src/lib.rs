@@ -14,6 +14,7 @@ mod codec;
 pub mod aead;
 pub mod checkpoint;
 pub mod descriptor;
+pub mod enrolment;
 pub mod error;
 pub mod frame;
 pub mod ids;
@@ -23,6 +24,7 @@ pub mod limits;
 pub mod pack;
 pub mod page;
 pub mod record;
+pub mod rights;
 pub mod segment;
 pub mod slot;
 
