@@ -4,3 +4,4 @@
 //! ends ([`crate::store`] on the host, `gateway` beside the bucket).
 
 pub mod congestion;
+pub mod identity;
