@@ -28,7 +28,7 @@ use std::fmt;
 pub const GATEWAY_NAME: &str = "gateway.tidegate.internal";
 
 /// Most repositories that one enrolment has rights in.
-pub const GRANTS_MAX: usize = 256;
+pub const GRANTS_MAX: usize = 64;
 
 /// Most gateways that a token names.
 pub const GATEWAYS_MAX: usize = 16;

@@ -60,6 +60,11 @@ impl PrivateKey {
     }
 
     /// For signing certificates.
+    pub(crate) fn pair(&self) -> &KeyPair {
+        &self.0
+    }
+
+    /// For signing certificates, for good.
     pub(crate) fn into_pair(self) -> KeyPair {
         self.0
     }
