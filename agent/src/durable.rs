@@ -1,8 +1,8 @@
 //! New files and folders that survive a power cut once the call that made them has returned.
 //!
-//! Not for files that are changed later, and not for caches. The invariants: a file appears under
-//! its name whole or not at all, and never replaces another; when the call returns, its bytes, its
-//! name and every folder that was made for it are on disk. The order:
+//! Not for files that are changed in place, and not for caches. The invariants: a file appears under
+//! its name whole or not at all, and replaces another by [`replace_file`] only; when the call
+//! returns, its bytes, its name and every folder that was made for it are on disk. The order:
 //!
 //! 1. the bytes go to a file without a name (`O_TMPFILE`), which is fsynced;
 //! 2. the file is linked to its name: atomic, and refused where the name is taken;
@@ -43,6 +43,31 @@ pub fn create_file(
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
         created => fsync_folder(folder).and(created),
     }
+}
+
+/// Puts a new file in the place of `path`, whether there was one or not: whoever opens it finds the
+/// old one or the new one, whole, also after a power cut.
+///
+/// A kill can leave a file whose name starts with a dot.
+pub fn replace_file(
+    path: &Path,
+    mode: u32,
+    write: impl Fn(&mut File) -> io::Result<()>,
+) -> io::Result<()> {
+    let folder = folder_of(path);
+    let staged = folder.join(staging_name());
+    let mut file = File::options()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(&staged)?;
+    let replaced = write(&mut file)
+        .and_then(|()| file.sync_all())
+        .and_then(|()| std::fs::rename(&staged, path));
+    if replaced.is_err() {
+        remove_staged(&staged);
+    }
+    replaced.and_then(|()| fsync_folder(folder))
 }
 
 /// Makes the folder `path` and those above it that are missing, `mode` applying to the last one,
@@ -125,14 +150,18 @@ fn create_by_name(
         .mode(mode)
         .open(&staged)?;
     let outcome = write(&mut file).and_then(|()| name_once(&staged, path));
-    // Gone already where it was renamed.
-    match std::fs::remove_file(&staged) {
+    remove_staged(&staged);
+    outcome
+}
+
+/// Removes a staged file; it is gone already where it was renamed.
+fn remove_staged(staged: &Path) {
+    match std::fs::remove_file(staged) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             tracing::warn!(path = %staged.display(), "could not remove a temporary file: {error}");
         }
         _ => {}
     }
-    outcome
 }
 
 /// Gives the staged file its name unless that is taken.
@@ -210,6 +239,29 @@ mod tests {
         assert!(create_file(&path, 0o600, fails).is_err());
         assert!(create_by_name(&path, 0o600, fails).is_err());
         assert_eq!(names(folder.path()), [""; 0]);
+    }
+
+    #[test]
+    fn a_replaced_file_is_the_old_one_or_the_new_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("certificate");
+        replace_file(&path, 0o644, |file| file.write_all(b"first")).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"first");
+        // Whoever has the old one open keeps reading it: it was not written over.
+        let mut old = File::open(&path).unwrap();
+        replace_file(&path, 0o600, |file| file.write_all(b"second")).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"second");
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        let mut text = String::new();
+        io::Read::read_to_string(&mut old, &mut text).unwrap();
+        assert_eq!(text, "first");
+        let failed = replace_file(&path, 0o644, |file| {
+            file.write_all(b"half")?;
+            Err(io::Error::from(io::ErrorKind::StorageFull))
+        });
+        assert_eq!(failed.unwrap_err().kind(), io::ErrorKind::StorageFull);
+        assert_eq!(std::fs::read(&path).unwrap(), b"second");
+        assert_eq!(names(folder.path()), ["certificate"]);
     }
 
     /// The way of file systems without nameless files.

@@ -3,7 +3,7 @@
 //! | Part | Purpose |
 //! |---|---|
 //! | [`identity`] | a host's key and certificates; who is believed |
-//! | [`transport`] | sockets, windows and times of QUIC connections |
+//! | `endpoint` | sockets, windows and times of QUIC connections |
 //! | [`congestion`] | how fast to send |
 //! | `frames` | heads and messages on streams |
 //! | [`client`] | the host's end: dialling, failing over, requests |
@@ -13,7 +13,9 @@
 
 pub mod client;
 pub mod congestion;
+mod endpoint;
 pub(crate) mod frames;
+pub mod identity;
 
 use std::time::Duration;
 use tidegate_protocol::FormatError;

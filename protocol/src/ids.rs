@@ -94,6 +94,10 @@ id!(
     /// One run of a writer, drawn at random when it starts.
     RunId, 16
 );
+id!(
+    /// One enrolment of a host with a fleet of gateways, drawn at random when the host is invited.
+    EnrolmentId, 16
+);
 
 impl PackId {
     /// In a page's hints: the pack that the page itself lies in.
