@@ -1,1 +1,9 @@
 //! The host's role: machines protected by policies, on a schedule.
+//!
+//! | Part | Purpose |
+//! |---|---|
+//! | [`config`] | the configuration file: as written → as valid |
+//! | [`glob`] | patterns of names and paths |
+
+pub mod config;
+pub mod glob;

@@ -5,6 +5,7 @@
 //! | Rank | Module | Purpose |
 //! |---|---|---|
 //! | 0 | [`error`] | errors whose kind says what to do |
+//! | 0 | [`name`] | what machines and disks may be called |
 //! | 0 | [`clock`], [`progress`] | the doors to clock and chance; counters of a running job |
 //! | 0 | [`allocator`], `buffers` | keeps memory from being hoarded; large memory that is used again |
 //! | 0 | [`durable`] | new files and folders that survive a power cut |
@@ -14,6 +15,7 @@
 //! | 2 | [`store`] | object storage behind one door: folder, S3, Azure, GCS, memory |
 //! | 1 | [`nbd`] | Network Block Device: client and server |
 //! | 2 | [`source`], [`target`] | disks to read and to write |
+//! | 3 | [`config`] | settings as written → as valid: what all configuration files have in common |
 //! | 3 | [`repository`] | log, packs, index, trees, recovery points |
 //! | 4 | [`replicate`] | the way out: backup |
 //! | 1 | [`link`] | QUIC between hosts and gateways |
@@ -24,12 +26,14 @@ pub mod allocator;
 mod buffers;
 pub mod chunk;
 pub mod clock;
+pub mod config;
 pub mod durable;
 pub mod error;
 pub mod format;
 pub mod gateway;
 pub mod host;
 pub mod link;
+pub mod name;
 pub mod nbd;
 pub mod progress;
 mod qemu;

@@ -15,9 +15,12 @@
 mod assemble;
 mod claims;
 mod draft;
+mod images;
 mod mend;
 mod publish;
 mod worker;
+
+pub use images::{host_name, name_of, open_images};
 
 use crate::chunk::partition;
 use crate::clock;

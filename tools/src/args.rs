@@ -3,10 +3,11 @@
 
 use crate::exit;
 use crate::parse::{self, Spec, VerifyWhat};
-use crate::settings::{COMPRESSION_LEVELS, KeySource};
+use crate::settings::KeySource;
 use clap::{ArgAction, ArgGroup, Parser, Subcommand, ValueHint};
 use std::path::PathBuf;
 use std::time::Duration;
+use tidegate_agent::config::COMPRESSION_LEVELS;
 use tidegate_agent::format::Format;
 use tidegate_protocol::descriptor::ChunkerParams;
 use tidegate_protocol::keys::{Level, SealPublicKey};

@@ -8,15 +8,11 @@ use jiff::civil::{Date, DateTime};
 use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp, Zoned};
 use std::fmt;
-use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
 use tidegate_agent::repository::Selector;
 use tidegate_protocol::descriptor::ChunkerParams;
 use tidegate_protocol::keys::SealPublicKey;
-
-/// Longest name of a machine or disk, in bytes: it must fit into a file name.
-const NAME_BYTES_MAX: usize = 200;
 
 /// A point as the operator writes it: `machine@selector`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,39 +66,7 @@ impl FromStr for VerifyWhat {
 
 /// The name of a machine or a disk.
 pub(crate) fn name(text: &str) -> Result<String, String> {
-    let fault = if text.is_empty() {
-        "it is empty"
-    } else if text.len() > NAME_BYTES_MAX {
-        "it is longer than 200 bytes"
-    } else if text.starts_with(['.', '-']) {
-        "it starts with a dot or a dash"
-    } else if text.contains(['@', '/', '\\']) {
-        "it contains @, / or \\"
-    } else if text.chars().any(|c| c.is_control() || c.is_whitespace()) {
-        "it contains blanks or control characters"
-    } else {
-        return Ok(text.to_owned());
-    };
-    Err(format!("{text:?} cannot be a name: {fault}"))
-}
-
-/// A name made from a file's stem; what a name may not contain becomes `_`.
-pub(crate) fn name_from_path(path: &Path) -> Option<String> {
-    let stem = path.file_stem()?.to_string_lossy();
-    let mut made: String = stem
-        .chars()
-        .map(|c| {
-            let unfit = c.is_control() || c.is_whitespace() || "@/\\\u{fffd}".contains(c);
-            if unfit { '_' } else { c }
-        })
-        .collect();
-    if made.starts_with(['.', '-']) {
-        made.insert(0, '_');
-    }
-    while made.len() > NAME_BYTES_MAX {
-        made.pop();
-    }
-    name(&made).ok()
+    tidegate_agent::name::check(text).map(|()| text.to_owned())
 }
 
 /// `latest`, digits of a point's id, or a moment.
@@ -318,23 +282,6 @@ mod tests {
             "../x@latest",
         ] {
             assert!(wrong.parse::<Spec>().is_err(), "{wrong} was accepted");
-        }
-    }
-
-    #[test]
-    fn names_come_from_file_stems() {
-        for (path, expected) in [
-            ("/images/web01.qcow2", Some("web01")),
-            ("/dev/vg0/root", Some("root")),
-            ("my disk.raw", Some("my_disk")),
-            (".raw", Some("_.raw")),
-            ("/", None),
-        ] {
-            assert_eq!(
-                name_from_path(Path::new(path)).as_deref(),
-                expected,
-                "{path}"
-            );
         }
     }
 

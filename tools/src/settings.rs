@@ -6,22 +6,13 @@
 use crate::args::{Global, KeyOptions, RepositoryOptions};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use tidegate_agent::config::{self, WrittenStore, home, within};
 use tidegate_agent::durable;
 use tidegate_agent::store::StoreSettings;
 use tidegate_agent::{Error, Kind, Result};
 
 /// Where the system's configuration stands.
 const SYSTEM_FILE: &str = "/etc/tidegate/config.toml";
-
-/// Most threads that may be asked for: more is a typing error.
-const WORKERS_MAX: usize = 256;
-/// Most requests in flight that may be asked for.
-const IN_FLIGHT_MAX: usize = 256;
-/// Pack sizes in MiB that the engine accepts.
-const PACK_MIB: std::ops::RangeInclusive<u32> = 1..=64;
-/// zstd's levels.
-pub(crate) const COMPRESSION_LEVELS: std::ops::RangeInclusive<i32> = -7..=19;
 
 /// Everything a command needs to know besides its own arguments.
 #[derive(Debug, Clone)]
@@ -72,14 +63,6 @@ struct Written {
     store: WrittenStore,
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct WrittenStore {
-    connect_timeout_seconds: Option<u64>,
-    request_timeout_seconds: Option<u64>,
-    operation_deadline_seconds: Option<u64>,
-}
-
 impl Settings {
     /// Reads the configuration file and the environment, and lays the options over them.
     pub(crate) fn load(
@@ -101,7 +84,7 @@ impl Settings {
             ),
             None => (Written::default(), PathBuf::new()),
         };
-        let in_folder = |path: PathBuf| from_folder(&folder, path);
+        let in_folder = |path: PathBuf| config::from_folder(&folder, &path);
 
         let repo =
             match &repository.repo {
@@ -110,7 +93,9 @@ impl Settings {
                     Some(repo) => Some(repo.into_string().map_err(|_| {
                         Error::new(Kind::Config, "TIDEGATE_REPO is not valid UTF-8")
                     })?),
-                    None => written.repo.map(|repo| repo_from_folder(&folder, repo)),
+                    None => written
+                        .repo
+                        .map(|repo| config::place_from_folder(&folder, &repo)),
                 },
             };
         let from_environment = || {
@@ -130,7 +115,7 @@ impl Settings {
                 Some(KeySource::PassphraseFile(in_folder(path)))
             })
         };
-        let store = store_settings(&written.store)?;
+        let store = written.store.validate("store")?;
         Ok(Self {
             repo,
             key: key.source().or_else(from_environment).or_else(from_file),
@@ -145,22 +130,23 @@ impl Settings {
                     },
                 },
             },
-            workers: within("workers", written.workers, 1..=WORKERS_MAX)?,
+            workers: within("workers", written.workers, config::WORKERS)?,
             compression_level: within(
                 "compression_level",
                 written.compression_level,
-                COMPRESSION_LEVELS,
+                config::COMPRESSION_LEVELS,
             )?,
-            pack_bytes: within("pack_mib", written.pack_mib, PACK_MIB)?.map(|mib| mib << 20),
+            pack_bytes: within("pack_mib", written.pack_mib, config::PACK_MIB)?
+                .map(|mib| mib << 20),
             uploads_in_flight: within(
                 "uploads_in_flight",
                 written.uploads_in_flight,
-                1..=IN_FLIGHT_MAX,
+                config::IN_FLIGHT,
             )?,
             fetches_in_flight: within(
                 "fetches_in_flight",
                 written.fetches_in_flight,
-                1..=IN_FLIGHT_MAX,
+                config::IN_FLIGHT,
             )?,
             backing_folders: written.backing_folders.into_iter().map(in_folder).collect(),
             store,
@@ -197,12 +183,6 @@ fn default_cache_dir(environment: &impl Fn(&str) -> Option<std::ffi::OsString>) 
         .join("tidegate")
 }
 
-fn home() -> Option<PathBuf> {
-    std::env::var_os("HOME")
-        .filter(|path| !path.is_empty())
-        .map(PathBuf::from)
-}
-
 fn read(path: &Path) -> Result<Written> {
     let text = std::fs::read_to_string(path).map_err(|error| {
         Error::io(
@@ -224,74 +204,6 @@ fn read(path: &Path) -> Result<Written> {
     })
 }
 
-/// What a path in the configuration file means: `~/` is the home folder, a relative path starts at
-/// the file's own folder, wherever the command runs.
-fn from_folder(folder: &Path, path: PathBuf) -> PathBuf {
-    if let Ok(rest) = path.strip_prefix("~")
-        && let Some(home) = home()
-    {
-        return home.join(rest);
-    }
-    folder.join(path)
-}
-
-fn repo_from_folder(folder: &Path, repo: String) -> String {
-    if repo.contains("://") {
-        return repo;
-    }
-    match from_folder(folder, PathBuf::from(&repo))
-        .into_os_string()
-        .into_string()
-    {
-        Ok(path) => path,
-        Err(_) => repo,
-    }
-}
-
-fn within<T: PartialOrd + std::fmt::Display + Copy>(
-    name: &str,
-    value: Option<T>,
-    range: std::ops::RangeInclusive<T>,
-) -> Result<Option<T>> {
-    match value {
-        Some(value) if !range.contains(&value) => Err(Error::new(
-            Kind::Config,
-            format!(
-                "the configuration says {name} = {value}: expected {} to {}",
-                range.start(),
-                range.end()
-            ),
-        )),
-        value => Ok(value),
-    }
-}
-
-fn store_settings(written: &WrittenStore) -> Result<StoreSettings> {
-    let mut settings = StoreSettings::default();
-    let set = |name, seconds: Option<u64>, to: &mut Duration| -> Result<()> {
-        if let Some(seconds) = within(name, seconds, 1..=86_400)? {
-            *to = Duration::from_secs(seconds);
-        }
-        Ok(())
-    };
-    set(
-        "store.connect_timeout_seconds",
-        written.connect_timeout_seconds,
-        &mut settings.connect_timeout,
-    )?;
-    set(
-        "store.request_timeout_seconds",
-        written.request_timeout_seconds,
-        &mut settings.request_timeout,
-    )?;
-    set(
-        "store.operation_deadline_seconds",
-        written.operation_deadline_seconds,
-        &mut settings.operation_deadline,
-    )?;
-    Ok(settings)
-}
-
 /// Makes a folder, and those above it, that only its owner may enter, all of them durable; one that
 /// is there stays as it is. Says whether it is new.
 pub(crate) fn make_private_folder(path: &Path) -> Result<bool> {
@@ -303,36 +215,6 @@ pub(crate) fn make_private_folder(path: &Path) -> Result<bool> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
-
-    #[test]
-    fn paths_in_the_file_start_at_its_folder() {
-        let folder = Path::new("/etc/tidegate");
-        assert_eq!(
-            from_folder(folder, "restore.key".into()),
-            Path::new("/etc/tidegate/restore.key")
-        );
-        assert_eq!(from_folder(folder, "/x/k".into()), Path::new("/x/k"));
-        assert_eq!(
-            repo_from_folder(folder, "./repo".into()),
-            "/etc/tidegate/./repo"
-        );
-        assert_eq!(repo_from_folder(folder, "s3://b/p".into()), "s3://b/p");
-    }
-
-    #[test]
-    fn figures_out_of_range_are_refused() {
-        assert!(within("workers", Some(0), 1..=WORKERS_MAX).is_err());
-        assert!(within("workers", Some(WORKERS_MAX + 1), 1..=WORKERS_MAX).is_err());
-        assert_eq!(
-            within("workers", Some(4), 1..=WORKERS_MAX).unwrap(),
-            Some(4)
-        );
-        let written = WrittenStore {
-            request_timeout_seconds: Some(0),
-            ..WrittenStore::default()
-        };
-        assert!(store_settings(&written).is_err());
-    }
 
     #[test]
     fn the_example_is_read() {

@@ -17,6 +17,7 @@ use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tempfile::TempDir;
+use tidegate_agent::name;
 use tidegate_agent::progress::Progress;
 use tidegate_agent::recover::{self, RestoreMode, RestoreSettings, RestoreSummary};
 use tidegate_agent::replicate::{self, BackupRequest, BackupSettings, BackupSummary};
@@ -32,7 +33,7 @@ pub(super) async fn run(args: Demo, context: &Context) -> Result<Outcome> {
         context,
         folder: folder.path().to_owned(),
         machine: match &args.image {
-            Some(path) => parse::name_from_path(path).unwrap_or_else(|| "demo".to_owned()),
+            Some(path) => name::from_path(path).unwrap_or_else(|| "demo".to_owned()),
             None => "demo".to_owned(),
         },
         image: args
@@ -156,9 +157,12 @@ impl Run<'_> {
     async fn back_up(&self, repository: &Arc<Repository>) -> Result<BackupSummary> {
         let request = BackupRequest {
             machine: self.machine.clone(),
-            disks: backup::open_disks(std::slice::from_ref(&self.image), &OpenSettings::default())
-                .await?,
-            host: backup::host_name(),
+            disks: replicate::open_images(
+                std::slice::from_ref(&self.image),
+                &OpenSettings::default(),
+            )
+            .await?,
+            host: replicate::host_name(),
             dry_run: false,
             settings: BackupSettings::default(),
         };

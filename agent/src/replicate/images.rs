@@ -1,0 +1,99 @@
+//! Image files → the disks of a machine, named after their files.
+
+use super::DiskToBackUp;
+use crate::error::{Error, Kind, Result};
+use crate::format::Format;
+use crate::name;
+use crate::repository::blocking;
+use crate::source::{OpenSettings, Source, open_source};
+use std::collections::HashSet;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Opens the images; each disk is named after its file, with a number behind it where two are alike.
+///
+/// # Errors
+/// As [`open_source`]; [`Kind::Config`] where no name can be made from a path.
+pub async fn open_images(images: &[PathBuf], how: &OpenSettings) -> Result<Vec<DiskToBackUp>> {
+    let names = disk_names(images)?;
+    let mut disks = Vec::with_capacity(images.len());
+    for (name, path) in names.into_iter().zip(images) {
+        let (path, how) = (path.clone(), how.clone());
+        let (source, format) = blocking(move || {
+            let source: Arc<dyn Source> = Arc::from(open_source(&path, &how)?);
+            Ok((source, format_of(&path, how.format)))
+        })
+        .await?;
+        disks.push(DiskToBackUp {
+            name,
+            source,
+            format: format.to_string(),
+        });
+    }
+    Ok(disks)
+}
+
+/// The name that an image gives to its disk, and to its machine where it has no other.
+///
+/// # Errors
+/// [`Kind::Config`] where no name can be made from the path.
+pub fn name_of(image: &Path) -> Result<String> {
+    name::from_path(image).ok_or_else(|| {
+        Error::new(
+            Kind::Config,
+            format!("no name can be made from {}", image.display()),
+        )
+        .advise("give the image a file name; or name the machine")
+    })
+}
+
+/// This host's name, for the record.
+pub fn host_name() -> String {
+    rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned()
+}
+
+/// The format that an image was opened as: by [`crate::format::choose`], one that opened without
+/// being asked for is what its name says.
+fn format_of(path: &Path, asked: Option<Format>) -> Format {
+    let is_device = std::fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device());
+    let named = (!is_device).then(|| Format::from_suffix(path)).flatten();
+    asked.or(named).unwrap_or(Format::Raw)
+}
+
+/// A name for each image, its stem, made unique by a number where two are alike.
+fn disk_names(images: &[PathBuf]) -> Result<Vec<String>> {
+    let mut taken = HashSet::new();
+    let mut names = Vec::with_capacity(images.len());
+    for image in images {
+        let stem = name_of(image)?;
+        let name = (1_u64..)
+            .map(|number| match number {
+                1 => stem.clone(),
+                _ => format!("{stem}-{number}"),
+            })
+            .find(|name| !taken.contains(name))
+            .unwrap_or_else(|| stem.clone());
+        taken.insert(name.clone());
+        names.push(name);
+    }
+    Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn disks_are_named_after_their_files_and_never_alike() {
+        let images = ["a/disk.raw", "b/disk.qcow2", "disk-2.raw", "c/disk.vhd"].map(PathBuf::from);
+        assert_eq!(
+            disk_names(&images).unwrap(),
+            ["disk", "disk-2", "disk-2-2", "disk-3"]
+        );
+    }
+}
