@@ -13,13 +13,41 @@
 
 pub mod client;
 pub mod congestion;
-mod endpoint;
+pub(crate) mod endpoint;
 pub(crate) mod frames;
 pub mod identity;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tidegate_protocol::FormatError;
 use tidegate_protocol::wire::Status;
+
+/// Where a host's key and certificates are unless it is said otherwise.
+pub const DEFAULT_IDENTITY: &str = "/etc/tidegate/identity";
+
+/// Most bytes a second to send; may be changed while it is in use, by any of its clones.
+#[derive(Debug, Clone, Default)]
+pub struct RateCap(Arc<AtomicU64>);
+
+impl RateCap {
+    /// From now on; none: as many as the line takes.
+    pub fn set(&self, bytes_per_second_max: Option<u64>) {
+        let rate = bytes_per_second_max.map_or(0, |rate| rate.max(1));
+        self.0.store(rate, Ordering::Relaxed);
+    }
+
+    /// At the moment.
+    pub fn get(&self) -> Option<u64> {
+        Some(self.0.load(Ordering::Relaxed)).filter(|rate| *rate > 0)
+    }
+}
+
+impl PartialEq for RateCap {
+    fn eq(&self, other: &Self) -> bool {
+        self.get() == other.get()
+    }
+}
 
 /// Why a request came to nothing.
 #[derive(Debug, Clone, thiserror::Error)]

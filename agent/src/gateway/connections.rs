@@ -16,7 +16,7 @@ use crate::link::frames::{Receiving, Sending, code};
 use crate::link::identity::{HostCertificate, Peer, peer_of};
 use quinn::{Connection, Incoming, VarInt};
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tidegate_protocol::ids::EnrolmentId;
@@ -69,7 +69,7 @@ pub(super) struct Guest {
     pub(super) rights: Rights,
     pub(super) served: Arc<Served>,
     requests: AtomicU32,
-    window_bytes: AtomicUsize,
+    window_bytes: AtomicU64,
 }
 
 impl Shared {
@@ -201,7 +201,7 @@ impl Shared {
                     rights,
                     served,
                     requests: AtomicU32::new(0),
-                    window_bytes: AtomicUsize::new(IDLE_WINDOW_BYTES as usize),
+                    window_bytes: AtomicU64::new(IDLE_WINDOW_BYTES),
                 }))
             }
             Err((status, text)) => {
@@ -280,8 +280,10 @@ impl Shared {
         let head = receiving.request_head().await.map_err(broken)?;
         let joined = match head.kind() {
             Some(Kind::Join) => {
-                let join: JoinRequest =
-                    receiving.message(head.message_bytes).await.map_err(broken)?;
+                let join: JoinRequest = receiving
+                    .message(head.message_bytes)
+                    .await
+                    .map_err(broken)?;
                 self.join_by(&join).await
             }
             _ => Err(Error::new(
@@ -291,9 +293,10 @@ impl Shared {
         };
         let answer = match &joined {
             Ok(answer) => encode_answer(Status::Ok, answer),
-            Err(error) if error.kind() == ErrorKind::Unavailable => {
-                encode_answer(Status::Store, &Problem::new("the store does not answer", 1000))
-            }
+            Err(error) if error.kind() == ErrorKind::Unavailable => encode_answer(
+                Status::Store,
+                &Problem::new("the store does not answer", 1000),
+            ),
             Err(_) => encode_answer(Status::Denied, &Problem::new("the token is not valid", 0)),
         };
         if let Ok(answer) = answer {
@@ -315,7 +318,12 @@ impl Shared {
         let secret = join.secret.as_slice().try_into().map_err(|_| malformed())?;
         let issued = self
             .authority
-            .join(EnrolmentId(id), &Secret(secret), &join.request, clock::now_unix_ns())
+            .join(
+                EnrolmentId(id),
+                &Secret(secret),
+                &join.request,
+                clock::now_unix_ns(),
+            )
             .await;
         match issued {
             Ok(issued) => Ok(JoinAnswer {
@@ -406,8 +414,7 @@ impl Shared {
                 true => share,
                 false => IDLE_WINDOW_BYTES,
             };
-            let window_bytes = usize::try_from(window).unwrap_or(usize::MAX);
-            if guest.window_bytes.swap(window_bytes, Ordering::Relaxed) != window_bytes {
+            if guest.window_bytes.swap(window, Ordering::Relaxed) != window {
                 let window = VarInt::from_u64(window).unwrap_or(VarInt::MAX);
                 guest.connection.set_receive_window(window);
                 guest.connection.set_send_window(window.into_inner());
@@ -439,7 +446,10 @@ impl Shared {
         let guests: Vec<_> = self.guests().values().cloned().collect();
         for guest in guests {
             if self.authority.is_revoked(guest.enrolment) {
-                tracing::warn!(host = guest.host, "a host was revoked: its connection is closed");
+                tracing::warn!(
+                    host = guest.host,
+                    "a host was revoked: its connection is closed"
+                );
                 let why = b"this host was revoked";
                 guest.connection.close(code(Close::Revoked), why);
             }

@@ -14,6 +14,7 @@ use crate::repository::log::Foreign;
 use crate::store::{Created, Store};
 use bytes::{Bytes, BytesMut};
 use futures::{StreamExt, TryStreamExt};
+use std::sync::Arc;
 use std::time::Duration;
 use tidegate_protocol::ids::{PackId, SegmentId};
 use tidegate_protocol::limits::RECORD_BYTES_MAX;
@@ -139,7 +140,10 @@ impl Request<'_> {
         let Some(kind) = self.head.kind() else {
             return refuse(
                 Status::Unknown,
-                format!("this gateway knows no request of tag {}", self.head.kind_tag),
+                format!(
+                    "this gateway knows no request of tag {}",
+                    self.head.kind_tag
+                ),
             );
         };
         if self.shared.is_leaving() {
@@ -209,7 +213,10 @@ impl Request<'_> {
         if named.is_none() {
             return refuse(
                 Status::Hash,
-                format!("{} does not hash to its name: it was damaged before it was sent", request.key),
+                format!(
+                    "{} does not hash to its name: it was damaged before it was sent",
+                    request.key
+                ),
             );
         }
         match self.store().create(&request.key, body).await? {
@@ -329,11 +336,11 @@ impl Request<'_> {
     async fn follow(&mut self) -> Answered {
         let request: FollowRequest = self.whole_message().await?;
         self.check(Kind::Follow, None)?;
-        let repository = self.served().repository().await?;
+        let repository = Arc::clone(self.served().repository().await?);
         let mut head = self.served().head();
         // What others have appended since it was last looked at.
         repository.refresh().await?;
-        self.served().note_head(repository)?;
+        self.served().note_head(&repository)?;
         self.say(&Nothing {}).await?;
         let mut next = request.after.saturating_add(1).max(record::FIRST_NUMBER);
         loop {
@@ -456,7 +463,9 @@ impl Request<'_> {
             match next.map_err(|_| too_slow(BODY_TIMEOUT))?? {
                 Some(bytes) => body.extend_from_slice(&bytes),
                 None => {
-                    return Err(crate::link::frames::cut_off(length, body.len()).into());
+                    return Err(
+                        crate::link::frames::cut_off(length as u64, body.len() as u64).into(),
+                    );
                 }
             }
         }

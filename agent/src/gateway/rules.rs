@@ -102,8 +102,16 @@ mod tests {
             (Kind::Delete, Some(Object::Descriptor), vec![]),
             (Kind::Delete, None, vec![]),
             (Kind::Join, None, vec![]),
-            (Kind::Status, None, vec![Backup, Restore, Maintenance, Monitor]),
-            (Kind::Renew, None, vec![Backup, Restore, Maintenance, Monitor]),
+            (
+                Kind::Status,
+                None,
+                vec![Backup, Restore, Maintenance, Monitor],
+            ),
+            (
+                Kind::Renew,
+                None,
+                vec![Backup, Restore, Maintenance, Monitor],
+            ),
         ];
         for (kind, object, allowed) in requests {
             for right in Right::ALL {

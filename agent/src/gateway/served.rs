@@ -141,7 +141,10 @@ impl Served {
 }
 
 /// Where each of the chunks lies, as far as the index knows.
-pub(super) async fn known(index: Arc<Index>, chunks: Vec<ChunkId>) -> Result<Vec<Option<Location>>> {
+pub(super) async fn known(
+    index: Arc<Index>,
+    chunks: Vec<ChunkId>,
+) -> Result<Vec<Option<Location>>> {
     blocking(move || {
         let mut reader = index.reader()?;
         chunks.iter().map(|chunk| reader.known(chunk)).collect()

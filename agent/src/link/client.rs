@@ -7,17 +7,20 @@
 //!
 //! Invariant: an answer is what a gateway said in full. Whatever breaks off is an error.
 
+mod join;
 mod line;
 
-use super::LinkError;
+pub use join::join;
+
 use super::congestion::Congestion;
 use super::frames::{Receiving, Sending, cut_off};
+use super::{LinkError, RateCap};
 use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt};
 use line::{Line, Live};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tidegate_protocol::ids::ChunkId;
 use tidegate_protocol::pack::Location;
@@ -30,7 +33,7 @@ use tidegate_protocol::wire::{
 };
 
 /// How a host speaks to its gateways.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct LinkSettings {
     /// The folder with the host's key and certificates.
     pub identity: PathBuf,
@@ -38,9 +41,8 @@ pub struct LinkSettings {
     pub priority: Priority,
     /// How fast to send.
     pub congestion: Congestion,
-    /// Most bytes a second to send, over all connections; 0: as many as the line takes. May be changed
-    /// while it is in use.
-    pub rate_bytes_per_second_max: Arc<AtomicU64>,
+    /// Most bytes a second to send, over all connections.
+    pub rate: RateCap,
     /// Connections to a gateway. One is bound to a core for its encryption, about 1 GB/s; more of them
     /// take more than their share of a crowded line.
     pub connections: usize,
@@ -56,7 +58,7 @@ impl Default for LinkSettings {
             identity: PathBuf::from(super::DEFAULT_IDENTITY),
             priority: Priority::Backup,
             congestion: Congestion::default(),
-            rate_bytes_per_second_max: Arc::default(),
+            rate: RateCap::default(),
             connections: 1,
             next_gateway_after: Duration::from_secs(1),
             connect_timeout: Duration::from_secs(10),
@@ -88,11 +90,7 @@ impl Link {
     /// A link to `repository`, as the gateways call it, by gateways at `addresses` (`host:port`). Sends
     /// nothing before it is used.
     pub fn new(addresses: Vec<String>, repository: String, settings: &LinkSettings) -> Self {
-        let dialling = Arc::new(line::Dialling::new(
-            addresses,
-            repository,
-            settings.clone(),
-        ));
+        let dialling = Arc::new(line::Dialling::new(addresses, repository, settings.clone()));
         let lines = (0..settings.connections.max(1))
             .map(|_| Line::new(Arc::clone(&dialling)))
             .collect();
@@ -123,20 +121,19 @@ impl Link {
         &self,
         key: &str,
         length: u64,
-        body: impl IntoIterator<Item = Bytes> + Send,
+        body: impl IntoIterator<Item = Bytes, IntoIter: Send>,
     ) -> Result<(), LinkError> {
+        let mut body = body.into_iter();
         let Nothing {} = match wire::Object::at(key) {
             Some(wire::Object::Record(number)) => {
                 let length = u32::try_from(length).unwrap_or(u32::MAX);
                 let request = AppendRequest { number, length };
-                self.ask(Kind::Append, &request, Some(&mut body.into_iter()))
-                    .await?
+                self.ask(Kind::Append, &request, Some(&mut body)).await?
             }
             _ => {
                 let key = key.to_owned();
                 let request = PutRequest { key, length };
-                self.ask(Kind::Put, &request, Some(&mut body.into_iter()))
-                    .await?
+                self.ask(Kind::Put, &request, Some(&mut body)).await?
             }
         };
         Ok(())
@@ -145,26 +142,27 @@ impl Link {
     /// Reads an object from `start` on, to `end` or to its own.
     pub async fn get(&self, key: &str, start: u64, end: Option<u64>) -> Result<Got, LinkError> {
         let key = key.to_owned();
-        let asked = Asked::send(&self.live().await?, self.shared.priority, Kind::Get, &GetRequest { key, start, end }, None).await?;
+        let asked = Asked::send(
+            &self.live().await?,
+            self.shared.priority,
+            Kind::Get,
+            &GetRequest { key, start, end },
+            None,
+        )
+        .await?;
         let (answer, asked): (GetAnswer, Asked) = asked.answer().await?;
-        let mut left = answer.end - answer.start;
-        let expected = left;
-        let body = stream::try_unfold(asked, move |mut asked| async move {
-            if left == 0 {
+        let length = answer.end - answer.start;
+        let body = stream::try_unfold((asked, 0), move |(mut asked, mut got)| async move {
+            if got == length {
                 asked.receiving.end().await?;
                 return Ok(None);
             }
-            let most = usize::try_from(left).unwrap_or(usize::MAX);
-            match asked.receiving.next(most).await? {
-                Some(bytes) => {
-                    left -= bytes.len() as u64;
-                    Ok(Some((bytes, asked)))
-                }
-                None => Err(cut_off(
-                    usize::try_from(expected).unwrap_or(usize::MAX),
-                    usize::try_from(expected - left).unwrap_or(usize::MAX),
-                )),
-            }
+            let most = usize::try_from(length - got).unwrap_or(usize::MAX);
+            let Some(bytes) = asked.receiving.next(most).await? else {
+                return Err(cut_off(length, got));
+            };
+            got += bytes.len() as u64;
+            Ok(Some((bytes, (asked, got))))
         });
         Ok(Got {
             answer,
@@ -190,7 +188,8 @@ impl Link {
             let prefix = folder;
             let request = ListRequest { prefix, after };
             let live = link.live().await?;
-            let asked = Asked::send(&live, link.shared.priority, Kind::List, &request, None).await?;
+            let asked =
+                Asked::send(&live, link.shared.priority, Kind::List, &request, None).await?;
             let (Nothing {}, asked) = asked.answer().await?;
             Ok::<_, LinkError>(stream::try_unfold(asked, |mut asked| async move {
                 let part = asked.receiving.part::<ListPart>().await?;

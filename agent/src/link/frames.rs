@@ -104,7 +104,7 @@ impl Receiving {
             match self.next(length - bytes.len()).await? {
                 Some(chunk) if bytes.is_empty() && chunk.len() == length => return Ok(chunk),
                 Some(chunk) => bytes.extend_from_slice(&chunk),
-                None => return Err(cut_off(length, bytes.len())),
+                None => return Err(cut_off(length as u64, bytes.len() as u64)),
             }
         }
         Ok(bytes.freeze())
@@ -134,7 +134,8 @@ impl Receiving {
     }
 }
 
-pub(crate) fn cut_off(expected_bytes: usize, found_bytes: usize) -> LinkError {
+/// A stream that ended before its body did.
+pub(crate) fn cut_off(expected_bytes: u64, found_bytes: u64) -> LinkError {
     LinkError::Malformed(format!(
         "a stream ended after {found_bytes} of {expected_bytes} bytes"
     ))

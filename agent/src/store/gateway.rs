@@ -13,7 +13,7 @@ use object_store::path::Path;
 use object_store::{
     CopyOptions, Error as StoreError, GetOptions, GetRange, GetResult, GetResultPayload,
     ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMode, PutMultipartOptions, PutOptions,
-    PutPayload, PutResult,
+    PutPayload, PutResult, RenameOptions,
 };
 use std::fmt;
 use std::ops::Range;
@@ -99,7 +99,9 @@ impl ObjectStore for Gateway {
         let got = self.link.get(key, start, end).await;
         let got = got.map_err(|error| explain(location, error))?;
         let path = location.clone();
-        let body = got.body.map(move |part| part.map_err(|error| explain(&path, error)));
+        let body = got
+            .body
+            .map(move |part| part.map_err(|error| explain(&path, error)));
         Ok(GetResult {
             payload: GetResultPayload::Stream(body.boxed()),
             meta: meta(location.clone(), got.answer.size),
@@ -122,10 +124,7 @@ impl ObjectStore for Gateway {
         Ok(parts)
     }
 
-    fn list(
-        &self,
-        prefix: Option<&Path>,
-    ) -> BoxStream<'static, object_store::Result<ObjectMeta>> {
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, object_store::Result<ObjectMeta>> {
         self.listed(prefix, String::new())
     }
 

@@ -151,7 +151,11 @@ fn address_of(gateway: &str) -> Option<String> {
         _ => (gateway, GATEWAY_PORT),
     };
     let name = match host.strip_prefix('[') {
-        Some(rest) => rest.strip_suffix(']')?.parse::<Ipv6Addr>().ok()?.to_string(),
+        Some(rest) => rest
+            .strip_suffix(']')?
+            .parse::<Ipv6Addr>()
+            .ok()?
+            .to_string(),
         None => host.to_owned(),
     };
     let is_name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
@@ -223,8 +227,14 @@ mod tests {
             ("az://container/x", "az://container/x"),
             ("gs://bucket/x", "gs://bucket/x"),
             ("quic://gw1/main", "quic://gw1:4433/main"),
-            ("quic://gw1:4434,10.0.0.2/main/", "quic://gw1:4434,10.0.0.2:4433/main"),
-            ("quic://[::1]:4433,[fe80::1]/m", "quic://[::1]:4433,[fe80::1]:4433/m"),
+            (
+                "quic://gw1:4434,10.0.0.2/main/",
+                "quic://gw1:4434,10.0.0.2:4433/main",
+            ),
+            (
+                "quic://[::1]:4433,[fe80::1]/m",
+                "quic://[::1]:4433,[fe80::1]:4433/m",
+            ),
         ] {
             assert_eq!(Location::parse(text).unwrap().to_string(), label, "{text}");
         }

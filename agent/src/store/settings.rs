@@ -6,7 +6,7 @@ use crate::link::client::LinkSettings;
 use std::time::Duration;
 
 /// Time-outs and retries of a [`Store`](super::Store).
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct StoreSettings {
     /// How long to wait for a connection to be made. Default 15 s.
     pub connect_timeout: Duration,

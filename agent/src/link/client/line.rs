@@ -8,9 +8,11 @@
 
 use super::{LinkError, LinkSettings, renew};
 use crate::clock;
+use crate::link::congestion::Congestion;
+use crate::link::endpoint;
 use crate::link::frames::{Receiving, Sending, code};
-use crate::link::identity::{GATEWAY_NAME, Identity};
-use crate::link::transport;
+use crate::link::identity::{Identity, WallClock};
+use crate::repository::blocking;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream};
@@ -18,14 +20,15 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
+use tidegate_protocol::enrolment::GATEWAY_NAME;
 use tidegate_protocol::wire::{
-    ALPN, Close, HelloAnswer, HelloRequest, Kind, Priority, Problem, Status, encode_request,
+    Close, HelloAnswer, HelloRequest, Kind, Priority, Problem, Status, encode_request,
 };
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, sleep, timeout};
 
 /// With nothing heard for so long while something is under way, another gateway is dialled. Twice
-/// [`transport::KEEP_ALIVE`] and a long round trip: a gateway that lives has answered by then.
+/// [`endpoint::KEEP_ALIVE`] and a long round trip: a gateway that lives has answered by then.
 const SILENCE_MAX: Duration = Duration::from_secs(4);
 
 /// Codes by which QUIC closes for a reason of TLS (RFC 9001, 4.8): a certificate that is not believed,
@@ -40,15 +43,16 @@ pub(super) struct Dialling {
     addresses: Vec<String>,
     repository: String,
     settings: LinkSettings,
-    endpoints: OnceCell<Endpoints>,
+    sockets: Sockets,
     /// The gateway to try first.
     first: AtomicUsize,
 }
 
-/// A socket for each family of addresses; one of them may be lacking.
-struct Endpoints {
-    v4: std::io::Result<Endpoint>,
-    v6: std::io::Result<Endpoint>,
+/// A socket for each family of addresses, made when it is first used; one of them may be lacking.
+#[derive(Default)]
+pub(super) struct Sockets {
+    v4: OnceCell<Endpoint>,
+    v6: OnceCell<Endpoint>,
 }
 
 /// A place for one connection.
@@ -104,7 +108,10 @@ impl Line {
 
 impl Current {
     fn usable(&self) -> Option<Arc<Live>> {
-        self.lock().as_ref().filter(|live| live.is_usable()).cloned()
+        self.lock()
+            .as_ref()
+            .filter(|live| live.is_usable())
+            .cloned()
     }
 
     fn take(&self) -> Option<Arc<Live>> {
@@ -162,6 +169,56 @@ impl Drop for Live {
     }
 }
 
+impl Sockets {
+    /// A connection to the gateway at `address` (`host:port`), by the first of its addresses that answers.
+    pub(super) async fn connect(
+        &self,
+        address: &str,
+        config: quinn::ClientConfig,
+    ) -> Result<Connection, LinkError> {
+        let unreachable = |why: String| LinkError::Unreachable(format!("{address}: {why}"));
+        let resolved = tokio::net::lookup_host(address)
+            .await
+            .map_err(|error| unreachable(error.to_string()))?;
+        let mut last = unreachable("the name has no address".to_owned());
+        for to in resolved {
+            let connected = async {
+                let endpoint = self
+                    .of(to)
+                    .await
+                    .map_err(|error| unreachable(format!("no socket: {error}")))?;
+                let connecting = endpoint
+                    .connect_with(config.clone(), to, GATEWAY_NAME)
+                    .map_err(|error| unreachable(error.to_string()))?;
+                connecting.await.map_err(lost)
+            };
+            match connected.await {
+                Ok(connection) => return Ok(connection),
+                // The other end is there, and does not want this host: another address is no other end.
+                Err(error @ LinkError::Denied(_)) => return Err(error),
+                Err(error) => last = unreachable(error.to_string()),
+            }
+        }
+        Err(last)
+    }
+
+    /// Until all connections have ended.
+    pub(super) async fn idle(&self) {
+        for endpoint in [&self.v4, &self.v6].into_iter().filter_map(OnceCell::get) {
+            endpoint.wait_idle().await;
+        }
+    }
+
+    async fn of(&self, to: SocketAddr) -> std::io::Result<&Endpoint> {
+        let (cell, any): (_, SocketAddr) = match to.is_ipv4() {
+            true => (&self.v4, (Ipv4Addr::UNSPECIFIED, 0).into()),
+            false => (&self.v6, (Ipv6Addr::UNSPECIFIED, 0).into()),
+        };
+        cell.get_or_try_init(async || endpoint::client_endpoint(any))
+            .await
+    }
+}
+
 impl Dialling {
     pub(super) fn new(addresses: Vec<String>, repository: String, settings: LinkSettings) -> Self {
         // Hosts spread over their gateways by chance.
@@ -171,15 +228,17 @@ impl Dialling {
             addresses,
             repository,
             settings,
-            endpoints: OnceCell::new(),
+            sockets: Sockets::default(),
             first,
         }
     }
 
     /// The first gateway to answer, in turn from the one last used on; `avoid` is tried last.
     async fn dial(&self, avoid: Option<usize>) -> Result<Arc<Live>, LinkError> {
-        let identity = Identity::load(&self.settings.identity)
-            .map_err(|error| LinkError::Denied(error.chain()))?;
+        let folder = self.settings.identity.clone();
+        let identity = blocking(move || Identity::open(&folder))
+            .await
+            .map_err(denied)?;
         let config = self.client_config(&identity)?;
         let count = self.addresses.len();
         let first = match avoid {
@@ -237,55 +296,16 @@ impl Dialling {
         config: quinn::ClientConfig,
     ) -> Result<Live, LinkError> {
         let address = &self.addresses[gateway];
-        let unreachable = |why: String| LinkError::Unreachable(format!("{address}: {why}"));
-        let resolved = tokio::net::lookup_host(address.as_str())
-            .await
-            .map_err(|error| unreachable(error.to_string()))?;
-        let mut last = unreachable("the name has no address".to_owned());
-        for to in resolved {
-            match self.connect(to, config.clone()).await {
-                Ok(connection) => {
-                    let hello = self.greet(&connection).await?;
-                    tracing::debug!(gateway = %address, host = hello.host, "connected");
-                    return Ok(Live {
-                        connection,
-                        gateway,
-                        hello,
-                        requests: AtomicUsize::new(0),
-                        leaving: AtomicBool::new(false),
-                    });
-                }
-                // The other end is there, and does not want this host: another address is no other end.
-                Err(error @ LinkError::Denied(_)) => return Err(error),
-                Err(error) => last = unreachable(error.to_string()),
-            }
-        }
-        Err(last)
-    }
-
-    async fn connect(
-        &self,
-        to: SocketAddr,
-        config: quinn::ClientConfig,
-    ) -> Result<Connection, LinkError> {
-        let endpoints = self
-            .endpoints
-            .get_or_init(async || Endpoints {
-                v4: transport::client_endpoint((Ipv4Addr::UNSPECIFIED, 0).into()),
-                v6: transport::client_endpoint((Ipv6Addr::UNSPECIFIED, 0).into()),
-            })
-            .await;
-        let endpoint = match to.is_ipv4() {
-            true => &endpoints.v4,
-            false => &endpoints.v6,
-        };
-        let endpoint = endpoint
-            .as_ref()
-            .map_err(|error| LinkError::Unreachable(format!("no socket: {error}")))?;
-        let connecting = endpoint
-            .connect_with(config, to, GATEWAY_NAME)
-            .map_err(|error| LinkError::Unreachable(error.to_string()))?;
-        connecting.await.map_err(lost)
+        let connection = self.sockets.connect(address, config).await?;
+        let hello = self.greet(&connection).await?;
+        tracing::debug!(gateway = %address, host = hello.host, "connected");
+        Ok(Live {
+            connection,
+            gateway,
+            hello,
+            requests: AtomicUsize::new(0),
+            leaving: AtomicBool::new(false),
+        })
     }
 
     async fn greet(&self, connection: &Connection) -> Result<HelloAnswer, LinkError> {
@@ -322,18 +342,25 @@ impl Dialling {
     }
 
     fn client_config(&self, identity: &Identity) -> Result<quinn::ClientConfig, LinkError> {
-        let tls = identity
-            .client_config(ALPN)
-            .map_err(|error| LinkError::Denied(error.chain()))?;
-        let tls = quinn::crypto::rustls::QuicClientConfig::try_from(tls)
-            .map_err(|error| LinkError::Denied(error.to_string()))?;
-        let mut config = quinn::ClientConfig::new(Arc::new(tls));
-        config.transport_config(Arc::new(transport::host(
-            self.settings.congestion,
-            Arc::clone(&self.settings.rate_bytes_per_second_max),
-        )));
-        Ok(config)
+        let tls = identity.config(Arc::new(WallClock)).map_err(denied)?;
+        quic(tls, self.settings.congestion)
     }
+}
+
+/// A host's side of QUIC over that TLS.
+pub(super) fn quic(
+    tls: rustls::ClientConfig,
+    congestion: Congestion,
+) -> Result<quinn::ClientConfig, LinkError> {
+    let tls = quinn::crypto::rustls::QuicClientConfig::try_from(tls)
+        .map_err(|error| LinkError::Denied(error.to_string()))?;
+    let mut config = quinn::ClientConfig::new(Arc::new(tls));
+    config.transport_config(Arc::new(endpoint::host_transport(congestion)));
+    Ok(config)
+}
+
+fn denied(error: crate::error::Error) -> LinkError {
+    LinkError::Denied(error.chain())
 }
 
 /// Looks after a connection: where it falls silent with something under way, and another gateway
@@ -348,7 +375,9 @@ fn watch(dialling: &Arc<Dialling>, current: &Arc<Current>, live: &Arc<Live>) {
         let mut heard = (0, Instant::now());
         loop {
             sleep(WATCH_EVERY).await;
-            let Some(watched) = live.upgrade().filter(|live| live.connection.close_reason().is_none())
+            let Some(watched) = live
+                .upgrade()
+                .filter(|live| live.connection.close_reason().is_none())
             else {
                 return;
             };
@@ -390,21 +419,17 @@ async fn replace(
 }
 
 /// Asks for a new certificate where two thirds of the present one's time are over.
-fn renew_if_due(identity: Identity, live: &Arc<Live>) {
-    if !identity.renewal_is_due(clock::now_unix_ns()) {
+fn renew_if_due(mut identity: Identity, live: &Arc<Live>) {
+    if clock::now_unix_ns() < identity.renew_from_unix_ns() {
         return;
     }
     let live = Arc::clone(live);
     tokio::spawn(async move {
         let renewed = async {
-            let (key, request) = identity
-                .request_renewal()
-                .map_err(|error| LinkError::Denied(error.chain()))?;
-            let certificates = renew(&live, request).await?;
-            tokio::task::spawn_blocking(move || identity.store_renewed(key, certificates))
-                .await
-                .map_err(|error| LinkError::Denied(error.to_string()))?
-                .map_err(|error| LinkError::Denied(error.chain()))
+            let request = identity.request().map_err(denied)?;
+            let certificates = renew(&live, request.to_vec()).await?;
+            let stored = move || identity.renew(&certificates, clock::now_unix_ns());
+            blocking(stored).await.map_err(denied)
         };
         match renewed.await {
             Ok(()) => tracing::info!("the certificate of this host was renewed"),
@@ -414,7 +439,7 @@ fn renew_if_due(identity: Identity, live: &Arc<Live>) {
 }
 
 /// What a connection's end means.
-fn lost(error: ConnectionError) -> LinkError {
+pub(super) fn lost(error: ConnectionError) -> LinkError {
     let alert = match &error {
         ConnectionError::ApplicationClosed(close) => {
             let why = String::from_utf8_lossy(&close.reason);

@@ -61,7 +61,10 @@ const LOSS_JUDGED_PACKETS: u64 = 64;
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Phase {
     /// Doubling. `best` is the rate that was the last to be a growth.
-    Start { best: f64, stalls: u8 },
+    Start {
+        best: f64,
+        stalls: u8,
+    },
     /// Letting a queue go. `reached`: since when no more than the gain is under way.
     Drain {
         deep: bool,
@@ -69,8 +72,14 @@ enum Phase {
         rounds: u8,
     },
     /// `rate_before`: what the rate was when it began.
-    Cruise { rounds_left: u64, rate_before: f64 },
-    Probe { rate_before: f64, climbing: bool },
+    Cruise {
+        rounds_left: u64,
+        rate_before: f64,
+    },
+    Probe {
+        rate_before: f64,
+        climbing: bool,
+    },
 }
 
 /// What one round trip has shown.
@@ -241,8 +250,8 @@ impl Model {
         } else {
             0
         };
-        self.contended = self.crowded_rounds >= CROWDED_CONTENDED
-            || self.contended && self.crowded_rounds > 0;
+        self.contended =
+            self.crowded_rounds >= CROWDED_CONTENDED || self.contended && self.crowded_rounds > 0;
         let congested = self.judge_loss(ended);
         self.step(ended, crowded, congested);
     }
@@ -369,10 +378,8 @@ impl Model {
         else {
             return;
         };
-        let (Some(least), gain) = (
-            self.least,
-            if deep { GAIN_DRAIN_DEEP } else { GAIN_DRAIN },
-        ) else {
+        let (Some(least), gain) = (self.least, if deep { GAIN_DRAIN_DEEP } else { GAIN_DRAIN })
+        else {
             return self.cruise();
         };
         let Some(reached) = reached else {

@@ -42,7 +42,13 @@ fn assert_full(what: &str, flow: &Flow, path: Path, from_s: f64, to_s: f64, shar
 
 #[test]
 fn fills_links_of_all_kinds_and_keeps_the_queue_short() {
-    for (mbit, rtt_ms) in [(50.0, 150), (50.0, 50), (50.0, 300), (5.0, 150), (150.0, 50)] {
+    for (mbit, rtt_ms) in [
+        (50.0, 150),
+        (50.0, 50),
+        (50.0, 300),
+        (5.0, 150),
+        (150.0, 50),
+    ] {
         for queue in [0.25, 1.0, 4.0] {
             let path = Path::new(mbit, rtt_ms, queue);
             let flow = alone(Throughput, vec![(Duration::ZERO, path)], 12);

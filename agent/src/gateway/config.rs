@@ -1,0 +1,247 @@
+//! The gateway's configuration file: as written → as valid.
+//!
+//! Not the components it describes. Invariant: [`GatewayConfig`] has been checked; nothing in it is
+//! looked up or connected to yet.
+
+use super::Limits;
+use super::served::ServedSettings;
+use crate::config::{WrittenStore, from_folder, place_from_folder, within};
+use crate::error::{Error, Kind, Result};
+use crate::store::StoreSettings;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Where the configuration stands unless it is named.
+pub const DEFAULT_FILE: &str = "/etc/tidegate/gateway.toml";
+
+/// Where the keys are that systemd hands to the service.
+const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
+
+/// What a gateway is to do.
+#[derive(Debug, Clone)]
+pub struct GatewayConfig {
+    /// UDP addresses to listen on.
+    pub listen: Vec<SocketAddr>,
+    /// The fleet's place.
+    pub fleet: String,
+    /// The file with the authority's key.
+    pub authority_key: PathBuf,
+    /// Where metrics and health are served by HTTP; nowhere where there is none.
+    pub metrics: Option<SocketAddr>,
+    /// Bounds.
+    pub limits: Limits,
+    /// Repositories, by name.
+    pub repositories: Vec<ServedSettings>,
+    /// Time-outs of the stores.
+    pub store: StoreSettings,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written {
+    listen: Option<Vec<SocketAddr>>,
+    fleet: String,
+    authority_key: PathBuf,
+    metrics: Option<SocketAddr>,
+    cache_dir: Option<PathBuf>,
+    memory_mib: Option<u64>,
+    connections_max: Option<usize>,
+    requests_per_connection_max: Option<u32>,
+    revocations_every_seconds: Option<u64>,
+    #[serde(default)]
+    repository: BTreeMap<String, WrittenRepository>,
+    #[serde(default)]
+    store: WrittenStore,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenRepository {
+    location: String,
+    key: PathBuf,
+}
+
+impl GatewayConfig {
+    /// Reads the file at `path`. Relative paths start at its folder; `%d` at the beginning of one is the
+    /// folder of the service's credentials.
+    ///
+    /// # Errors
+    /// [`Kind::Config`], which says where.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            Error::io(
+                format!("cannot read the configuration file {}", path.display()),
+                error,
+            )
+        })?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        Self::parse(
+            &text,
+            folder,
+            std::env::var_os(CREDENTIALS).map(PathBuf::from),
+        )
+        .map_err(|cause| {
+            let text = format!("the configuration file {} is not valid", path.display());
+            Error::new(Kind::Config, text)
+                .caused_by(cause)
+                .advise("correct or remove what is named")
+        })
+    }
+
+    fn parse(text: &str, folder: &Path, credentials: Option<PathBuf>) -> Result<Self> {
+        let written: Written = toml::from_str(text)
+            .map_err(|error| Error::new(Kind::Config, error.to_string().trim_end().to_owned()))?;
+        let in_folder = |path: &Path| match (path.strip_prefix("%d"), &credentials) {
+            (Ok(rest), Some(credentials)) => Ok(credentials.join(rest)),
+            (Ok(_), None) => Err(Error::new(
+                Kind::Config,
+                format!(
+                    "{} is a credential, and the service manager has given none",
+                    path.display()
+                ),
+            )),
+            (Err(_), _) => Ok(from_folder(folder, path)),
+        };
+        let defaults = Limits::default();
+        let mib = within("memory_mib", written.memory_mib, 64..=1 << 20)?;
+        let revocations = within(
+            "revocations_every_seconds",
+            written.revocations_every_seconds,
+            1..=3600,
+        )?;
+        let limits = Limits {
+            memory_bytes: mib.map_or(defaults.memory_bytes, |mib| mib << 20),
+            connections_max: within("connections_max", written.connections_max, 1..=1_000_000)?
+                .unwrap_or(defaults.connections_max),
+            requests_max: within(
+                "requests_per_connection_max",
+                written.requests_per_connection_max,
+                1..=1024,
+            )?
+            .unwrap_or(defaults.requests_max),
+            revocations_every: revocations.map_or(defaults.revocations_every, Duration::from_secs),
+        };
+        if written.repository.is_empty() {
+            return Err(Error::new(
+                Kind::Config,
+                "no repository is served: expected at least one table [repository.NAME]",
+            ));
+        }
+        let cache_dir = written
+            .cache_dir
+            .as_deref()
+            .unwrap_or(Path::new("/var/cache/tidegate"));
+        let cache_dir = in_folder(cache_dir)?;
+        let repositories = written
+            .repository
+            .into_iter()
+            .map(|(name, repository)| {
+                Ok(ServedSettings {
+                    location: served_place(folder, &name, &repository.location)?,
+                    key: in_folder(&repository.key)?,
+                    cache_dir: cache_dir.clone(),
+                    name,
+                })
+            })
+            .collect::<Result<_>>()?;
+        let listen = written.listen.unwrap_or_else(default_listen);
+        if listen.is_empty() {
+            return Err(Error::new(Kind::Config, "listen names no address"));
+        }
+        Ok(Self {
+            listen,
+            fleet: place_from_folder(folder, &written.fleet),
+            authority_key: in_folder(&written.authority_key)?,
+            metrics: written.metrics,
+            limits,
+            repositories,
+            store: written.store.validate("store")?,
+        })
+    }
+}
+
+fn default_listen() -> Vec<SocketAddr> {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+    let port = crate::store::location::GATEWAY_PORT;
+    vec![
+        (Ipv4Addr::UNSPECIFIED, port).into(),
+        (Ipv6Addr::UNSPECIFIED, port).into(),
+    ]
+}
+
+/// A gateway stands beside its bucket: one that asks another gateway would only add a way to fail.
+fn served_place(folder: &Path, name: &str, location: &str) -> Result<String> {
+    match location.starts_with("quic://") {
+        true => Err(Error::new(
+            Kind::Config,
+            format!("repository.{name}.location is another gateway: expected the bucket itself"),
+        )),
+        false => Ok(place_from_folder(folder, location)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEAST: &str = "
+        fleet = 's3://bucket/fleet'
+        authority_key = 'authority.key'
+        [repository.main]
+        location = './repo'
+        key = '%d/maintenance.key'
+    ";
+
+    fn parse(text: &str) -> Result<GatewayConfig> {
+        let credentials = Some(PathBuf::from("/run/credentials/x"));
+        GatewayConfig::parse(text, Path::new("/etc/tidegate"), credentials)
+    }
+
+    #[test]
+    fn paths_start_at_the_file_or_the_credentials() {
+        let config = parse(LEAST).unwrap();
+        assert_eq!(
+            config.authority_key,
+            Path::new("/etc/tidegate/authority.key")
+        );
+        let [served] = config.repositories.as_slice() else {
+            panic!("{config:?}");
+        };
+        assert_eq!(served.key, Path::new("/run/credentials/x/maintenance.key"));
+        assert_eq!(served.location, "/etc/tidegate/./repo");
+        assert_eq!(config.fleet, "s3://bucket/fleet");
+        assert_eq!(config.listen.len(), 2);
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        let with = |line: &str| parse(&format!("{line}\n{LEAST}"));
+        assert!(with("").is_ok());
+        for line in [
+            "repositry = 'x'",
+            "memory_mib = 1",
+            "connections_max = 0",
+            "requests_per_connection_max = 0",
+            "revocations_every_seconds = 0",
+            "listen = []",
+            "listen = ['gw1:4433']",
+            "metrics = 'all'",
+        ] {
+            assert_eq!(with(line).unwrap_err().kind(), Kind::Config, "{line}");
+        }
+        assert!(parse("fleet = 'x'\nauthority_key = 'k'").is_err());
+        assert!(parse(&LEAST.replace("./repo", "quic://gw2/main")).is_err());
+        assert!(GatewayConfig::parse(LEAST, Path::new("/etc"), None).is_err());
+    }
+
+    #[test]
+    fn the_example_is_read() {
+        let example = include_str!("../../../systemd/gateway.toml");
+        let config = parse(example).unwrap();
+        assert_eq!(config.repositories.len(), 1);
+        assert!(config.metrics.is_some());
+    }
+}

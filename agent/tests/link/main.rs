@@ -1,0 +1,17 @@
+//! Hosts and gateways over real UDP on one machine: what a host can do through a gateway, what it may
+//! not, and what happens when either of them goes.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    dead_code,
+    reason = "tests"
+)]
+
+#[path = "../lab/mod.rs"]
+mod lab;
+
+mod everyday;
+mod site;
