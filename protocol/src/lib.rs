@@ -8,6 +8,7 @@
 //! Decoders take bytes from a bucket that anybody may have written: they never panic, never
 //! allocate more than their input justifies, and say which object and field was wrong.
 #![doc = include_str!("../FORMAT.md")]
+#![doc = include_str!("../WIRE.md")]
 
 mod codec;
 
@@ -27,6 +28,7 @@ pub mod record;
 pub mod rights;
 pub mod segment;
 pub mod slot;
+pub mod wire;
 
 pub use error::FormatError;
 pub use ids::{ChunkId, PackId, PageId, RepositoryId, SegmentId};

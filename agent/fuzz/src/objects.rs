@@ -1,4 +1,4 @@
-//! The objects of a repository, as anybody with its keys, or without, may have made them.
+//! The objects of a repository and the frames of the link, as anybody with its keys, or without, may have made them.
 //!
 //! Not behind the network: the bytes are at hand. What a decoder takes, its encoder must write so
 //! that it is taken as the same again.
@@ -44,6 +44,7 @@ pub(crate) const TARGETS: &[Target] = &[
     target("page", page, page_seeds, MIB),
     target("record", log_record, record_seeds, MIB),
     target("checkpoint", log_checkpoint, checkpoint_seeds, MIB),
+    target("wire", support::wire::read_anything, wire_seeds, MIB),
 ];
 
 const fn target(
@@ -475,4 +476,12 @@ fn checkpoint_seeds() -> Vec<Vec<u8>> {
         [&[2, 1], &*blocks].concat(),
         vec![1, 0],
     ]
+}
+
+/// The frames of the link; the first byte chooses the reader.
+fn wire_seeds() -> Vec<Vec<u8>> {
+    (0..)
+        .zip(support::wire::frames())
+        .map(|(number, frame)| [&[number], frame.bytes.as_slice()].concat())
+        .collect()
 }

@@ -15,3 +15,4 @@ mod hostile;
 mod rights;
 mod round_trips;
 mod support;
+mod wire;

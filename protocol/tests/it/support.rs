@@ -1,5 +1,8 @@
 //! A small repository with fixed secrets, and an example of every object in it.
 
+#[path = "support/wire.rs"]
+pub(crate) mod wire;
+
 use std::sync::LazyLock;
 use tidegate_protocol::checkpoint::{self, Block, NumberedPoint};
 use tidegate_protocol::descriptor::{ChunkerParams, Descriptor};
