@@ -1,6 +1,12 @@
 //! Options as written on the command line. What they mean together with the environment and the
 //! configuration file is in [`crate::settings`]; help, man pages and completions come from here.
 
+mod gateway;
+
+pub(crate) use gateway::{
+    FleetOptions, Gateway, GatewayInit, GatewayInvite, GatewayList, GatewayRevoke,
+};
+
 use crate::exit;
 use crate::parse::{self, Spec, VerifyWhat};
 use crate::settings::KeySource;
@@ -125,6 +131,8 @@ pub(crate) enum Command {
     Key(Key),
     #[command(subcommand)]
     Repo(Repo),
+    #[command(subcommand)]
+    Gateway(Gateway),
     Demo(Demo),
     Soak(Soak),
     Completions(Completions),
@@ -473,7 +481,7 @@ mod tests {
             for option in command.get_arguments() {
                 let name = option.get_long().unwrap_or_default();
                 assert!(
-                    !["passphrase", "password", "secret"].contains(&name),
+                    !["passphrase", "password", "secret", "token"].contains(&name),
                     "--{name} of {} would take a secret from the command line",
                     command.get_name()
                 );

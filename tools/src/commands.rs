@@ -3,6 +3,7 @@
 mod backup;
 mod demo;
 mod diff;
+mod gateway;
 mod init;
 mod key;
 mod points;
@@ -28,6 +29,7 @@ pub(crate) async fn run(args: Args, context: Context) -> Result<Outcome> {
         Command::Restore(args) => restore::run(global, args, &context).await,
         Command::Verify(args) => verify::run(global, args, &context).await,
         Command::Key(args) => key::run(global, args, &context).await,
+        Command::Gateway(args) => gateway::run(global, args, &context).await,
         Command::Repo(args) => repo::run(global, args, &context).await,
         Command::Demo(args) => demo::run(args, &context).await,
         Command::Soak(args) => soak::run(args, &context).await,

@@ -7,9 +7,10 @@ use crate::context::blocking;
 use crate::escrow;
 use crate::settings::{KeySource, Settings};
 use std::fs::File;
-use std::io::{IsTerminal, Read};
+use std::io::{IsTerminal, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use tidegate_agent::durable;
 use tidegate_agent::repository::{open_slot, read_key_file};
 use tidegate_agent::store::Store;
 use tidegate_agent::{Error, Kind, Result};
@@ -23,6 +24,8 @@ const PASSPHRASE_BYTES_MAX: u64 = 4096;
 const PASSPHRASE_CHARS_MIN: usize = 10;
 /// Longest wrapping file, in bytes: all of it is the key.
 const WRAPPING_FILE_BYTES_MAX: u64 = 1 << 20;
+/// Longest secret text file, in bytes: a key in PEM, a token with all its gateways.
+const TEXT_BYTES_MAX: u64 = 64 << 10;
 
 /// Gets the key that the settings name; asks for a passphrase where they name none and there is
 /// somebody to ask.
@@ -127,6 +130,33 @@ fn read_escrow_key(path: &Path) -> Result<SealPrivateKey> {
     };
     let text = std::str::from_utf8(&bytes).map_err(|_| wrong("it is not text"))?;
     escrow::decode(text).map_err(wrong)
+}
+
+/// Reads a small text file that is a secret.
+pub(crate) fn read_text(path: &Path) -> Result<Zeroizing<String>> {
+    let bytes = read_secret(path, TEXT_BYTES_MAX)?;
+    let text = std::str::from_utf8(&bytes).map_err(|_| {
+        Error::new(
+            Kind::Corrupt,
+            format!("{} is not text: expected PEM", path.display()),
+        )
+    })?;
+    Ok(Zeroizing::new(text.to_owned()))
+}
+
+/// Writes a new file that only its owner may read, and makes it durable.
+pub(crate) fn write_secret(path: &Path, bytes: &[u8]) -> Result<()> {
+    durable::create_file(path, 0o600, |file| file.write_all(bytes)).map_err(|error| {
+        match error.kind() {
+            std::io::ErrorKind::AlreadyExists => exists(path),
+            _ => Error::io(format!("cannot write {}", path.display()), error),
+        }
+    })
+}
+
+/// That a file which shall be new is there.
+pub(crate) fn exists(path: &Path) -> Error {
+    Error::new(Kind::Conflict, format!("{} exists", path.display())).advise("name another file")
 }
 
 fn ask(prompt: &str) -> Result<Zeroizing<String>> {

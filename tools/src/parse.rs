@@ -11,8 +11,11 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 use tidegate_agent::repository::Selector;
+use tidegate_protocol::FormatError;
 use tidegate_protocol::descriptor::ChunkerParams;
+use tidegate_protocol::enrolment::check_gateway;
 use tidegate_protocol::keys::SealPublicKey;
+use tidegate_protocol::rights::Rights;
 
 /// A point as the operator writes it: `machine@selector`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -194,6 +197,38 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
         .filter(|seconds| *seconds > 0)
         .map(Duration::from_secs)
         .ok_or_else(|| format!("{text:?} is no length of time: write 90s, 30m or 2h"))
+}
+
+/// Rights with commas between them.
+pub(crate) fn rights(text: &str) -> Result<Rights, String> {
+    text.parse().map_err(|error: FormatError| error.to_string())
+}
+
+/// A repository that a host is granted rights in: its name, and its rights where they are written
+/// with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct WrittenGrant {
+    pub(crate) repository: String,
+    pub(crate) rights: Option<Rights>,
+}
+
+/// `main` or `main:backup,restore`. Whether the name can be one, the fleet says.
+pub(crate) fn grant(text: &str) -> Result<WrittenGrant, String> {
+    let (repository, written) = match text.split_once(':') {
+        Some((repository, written)) => (repository, Some(rights(written)?)),
+        None => (text, None),
+    };
+    Ok(WrittenGrant {
+        repository: repository.to_owned(),
+        rights: written,
+    })
+}
+
+/// Where a gateway is: `host:port`.
+pub(crate) fn gateway(text: &str) -> Result<String, String> {
+    check_gateway(text)
+        .map(|()| text.to_owned())
+        .map_err(|error| error.to_string())
 }
 
 /// The public half of an escrow key, hexadecimal or base64.

@@ -37,6 +37,3 @@ pub use key::PrivateKey;
 pub use peer::{HostCertificate, Peer, peer_of};
 pub use tls::{Clock, GatewayCertificate, GatewayCertificates, client_config, join_config};
 pub use tls::{WallClock, server_config};
-
-#[cfg(test)]
-mod tests;

@@ -6,10 +6,7 @@ use crate::exit::Outcome;
 use crate::settings::Settings;
 use crate::{escrow, keys, text};
 use serde_json::json;
-use std::io::Write;
-use std::path::Path;
 use tidegate_agent::clock;
-use tidegate_agent::durable;
 use tidegate_agent::repository::{KeyInfo, Repository, write_key_file};
 use tidegate_agent::{Error, Kind, Result};
 use tidegate_protocol::keys::{SealPrivateKey, Secret};
@@ -169,7 +166,7 @@ async fn export(global: &Global, args: KeyExport, context: &Context) -> Result<(
 fn recipient(args: &KeyRecipient, context: &Context) -> Result<()> {
     let material = Secret(clock::random()?);
     let public = hex::encode(SealPrivateKey::derive(&material).public().0);
-    write_secret(&args.out, escrow::encode(&material).as_bytes())?;
+    keys::write_secret(&args.out, escrow::encode(&material).as_bytes())?;
     let value = json!({ "public": public, "file": args.out });
     context.output.result(&value, || format!("{public}\n"))?;
     context.output.note(&format!(
@@ -177,17 +174,4 @@ fn recipient(args: &KeyRecipient, context: &Context) -> Result<()> {
         args.out.display()
     ));
     Ok(())
-}
-
-/// Writes a new file that only its owner may read, and makes it durable.
-fn write_secret(path: &Path, bytes: &[u8]) -> Result<()> {
-    durable::create_file(path, 0o600, |file| file.write_all(bytes)).map_err(|error| {
-        match error.kind() {
-            std::io::ErrorKind::AlreadyExists => {
-                Error::new(Kind::Conflict, format!("{} exists", path.display()))
-                    .advise("name another file")
-            }
-            _ => Error::io(format!("cannot write {}", path.display()), error),
-        }
-    })
 }

@@ -1,11 +1,11 @@
 //! From a finished handshake to who is at its other end.
 
 use super::certificate::CertificateFacts;
-use super::tls::{ALPN, ALPN_JOIN};
 use crate::error::{Error, Kind, Result};
 use quinn::crypto::rustls::HandshakeData;
 use rustls::pki_types::CertificateDer;
 use tidegate_protocol::ids::EnrolmentId;
+use tidegate_protocol::wire::{ALPN, ALPN_JOIN};
 
 /// Who has connected to a gateway.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -21,12 +21,7 @@ use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tidegate_protocol::enrolment::{Fingerprint, GATEWAY_NAME};
-
-/// The application protocol of the link.
-pub(super) const ALPN: &[u8] = b"tidegate/1";
-
-/// The application protocol by which a host without a certificate joins.
-pub(super) const ALPN_JOIN: &[u8] = b"tidegate-join/1";
+use tidegate_protocol::wire::{ALPN, ALPN_JOIN};
 
 /// Where TLS gets the time from.
 pub type Clock = Arc<dyn TimeProvider>;
