@@ -382,10 +382,8 @@ impl World {
 /// quinn's pacer: 1.25 windows a smoothed round trip, in bursts of 2 ms.
 fn pace(flow: &mut Flow, window: u64, now: Instant) -> Option<Duration> {
     let a_second = 1.25 * lossy(window) / flow.srtt.as_secs_f64();
-    let capacity = (a_second / 1.25 * 0.002).clamp(
-        lossy(10 * PACKET_BYTES),
-        lossy(256 * PACKET_BYTES),
-    );
+    let capacity =
+        (a_second / 1.25 * 0.002).clamp(lossy(10 * PACKET_BYTES), lossy(256 * PACKET_BYTES));
     let elapsed = now.saturating_duration_since(flow.tokens_at).as_secs_f64();
     flow.tokens_at = now;
     flow.tokens = (flow.tokens + elapsed * a_second).min(capacity);
