@@ -5,17 +5,21 @@
 //! | [`identity`] | a host's key and certificates; who is believed |
 //! | `endpoint` | sockets, windows and times of QUIC connections |
 //! | [`congestion`] | how fast to send |
+//! | [`cap`] | no faster than this |
+//! | [`transport`] | QUIC's settings, and why |
 //! | `frames` | heads and messages on streams |
 //! | [`client`] | the host's end: dialling, failing over, requests |
 //!
 //! What a request does to a repository is the business of the two ends: [`crate::store`] on the host,
 //! `gateway` beside the bucket.
 
+pub mod cap;
 pub mod client;
 pub mod congestion;
 mod endpoint;
 pub(crate) mod frames;
 pub mod identity;
+pub mod transport;
 
 use std::time::Duration;
 use tidegate_protocol::FormatError;

@@ -338,7 +338,7 @@ impl Model {
                         rate_before: rate,
                         climbing: !self.restrained,
                     };
-                } else if crowded && self.crowded_rounds % CROWDED_DRAIN == 0 {
+                } else if crowded && self.crowded_rounds.is_multiple_of(CROWDED_DRAIN) {
                     self.drain(false);
                 } else if rounds_left == 0 {
                     self.phase = Phase::Probe {
