@@ -123,13 +123,7 @@ impl Gateway {
         let endpoints = config
             .listen
             .iter()
-            .map(|address| {
-                endpoint::server_endpoint(*address, quic.clone()).map_err(|cause| {
-                    Error::new(Kind::Config, format!("cannot listen on {address}"))
-                        .caused_by(cause)
-                        .advise("see who listens there, or choose another address with `listen`")
-                })
-            })
+            .map(|address| endpoint::server_endpoint(*address, quic.clone()))
             .collect::<Result<Vec<_>>>()?;
         let repositories = config
             .repositories

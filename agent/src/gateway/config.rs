@@ -163,13 +163,10 @@ impl GatewayConfig {
     }
 }
 
+/// All addresses of the machine: an IPv6 wildcard serves IPv4 too.
 fn default_listen() -> Vec<SocketAddr> {
-    use std::net::{Ipv4Addr, Ipv6Addr};
     let port = crate::store::location::GATEWAY_PORT;
-    vec![
-        (Ipv4Addr::UNSPECIFIED, port).into(),
-        (Ipv6Addr::UNSPECIFIED, port).into(),
-    ]
+    vec![(std::net::Ipv6Addr::UNSPECIFIED, port).into()]
 }
 
 /// A gateway stands beside its bucket: one that asks another gateway would only add a way to fail.
@@ -213,7 +210,7 @@ mod tests {
         assert_eq!(served.key, Path::new("/run/credentials/x/maintenance.key"));
         assert_eq!(served.location, "/etc/tidegate/./repo");
         assert_eq!(config.fleet, "s3://bucket/fleet");
-        assert_eq!(config.listen.len(), 2);
+        assert_eq!(config.listen.len(), 1);
     }
 
     #[test]

@@ -12,9 +12,10 @@ mod line;
 
 pub use join::join;
 
+use super::LinkError;
+use super::cap::RateCap;
 use super::congestion::Congestion;
 use super::frames::{Receiving, Sending, cut_off};
-use super::{LinkError, RateCap};
 use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt};
 use line::{Line, Live};
@@ -41,8 +42,8 @@ pub struct LinkSettings {
     pub priority: Priority,
     /// How fast to send.
     pub congestion: Congestion,
-    /// Most bytes a second to send, over all connections.
-    pub rate: RateCap,
+    /// Most bytes a second to send, over all connections; may be changed while it is in use.
+    pub rate: Arc<RateCap>,
     /// Connections to a gateway. One is bound to a core for its encryption, about 1 GB/s; more of them
     /// take more than their share of a crowded line.
     pub connections: usize,
@@ -58,7 +59,7 @@ impl Default for LinkSettings {
             identity: PathBuf::from(super::DEFAULT_IDENTITY),
             priority: Priority::Backup,
             congestion: Congestion::default(),
-            rate: RateCap::default(),
+            rate: Arc::default(),
             connections: 1,
             next_gateway_after: Duration::from_secs(1),
             connect_timeout: Duration::from_secs(10),

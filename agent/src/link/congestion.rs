@@ -12,7 +12,7 @@
 //!     ▲                              │                          │ 6–8 rounds, or the rate grows
 //!     │ all lost for                 │  rate did not grow       ▼
 //!     │ several time-outs            └──────────────────────  Probe ──┐ rate grew: on, × 1.5
-//!   (any phase)                                            × 1.25 ◄───┘
+//!   (any phase)                                            × 1.2  ◄───┘
 //! ```
 //!
 //! - **Window only.** quinn paces at 1.25 × window / smoothed RTT and has no other lever; so a gain is

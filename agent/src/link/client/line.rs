@@ -8,6 +8,7 @@
 
 use super::{LinkError, LinkSettings, renew};
 use crate::clock;
+use crate::link::cap::RateCap;
 use crate::link::congestion::Congestion;
 use crate::link::endpoint;
 use crate::link::frames::{Receiving, Sending, code};
@@ -51,6 +52,7 @@ pub(super) struct Dialling {
 /// A socket for each family of addresses, made when it is first used; one of them may be lacking.
 #[derive(Default)]
 pub(super) struct Sockets {
+    cap: Arc<RateCap>,
     v4: OnceCell<Endpoint>,
     v6: OnceCell<Endpoint>,
 }
@@ -170,6 +172,14 @@ impl Drop for Live {
 }
 
 impl Sockets {
+    /// Sockets that together send no faster than `cap`.
+    pub(super) fn new(cap: Arc<RateCap>) -> Self {
+        Self {
+            cap,
+            ..Self::default()
+        }
+    }
+
     /// A connection to the gateway at `address` (`host:port`), by the first of its addresses that answers.
     pub(super) async fn connect(
         &self,
@@ -186,7 +196,7 @@ impl Sockets {
                 let endpoint = self
                     .of(to)
                     .await
-                    .map_err(|error| unreachable(format!("no socket: {error}")))?;
+                    .map_err(|error| unreachable(error.chain()))?;
                 let connecting = endpoint
                     .connect_with(config.clone(), to, GATEWAY_NAME)
                     .map_err(|error| unreachable(error.to_string()))?;
@@ -209,12 +219,12 @@ impl Sockets {
         }
     }
 
-    async fn of(&self, to: SocketAddr) -> std::io::Result<&Endpoint> {
+    async fn of(&self, to: SocketAddr) -> crate::error::Result<&Endpoint> {
         let (cell, any): (_, SocketAddr) = match to.is_ipv4() {
             true => (&self.v4, (Ipv4Addr::UNSPECIFIED, 0).into()),
             false => (&self.v6, (Ipv6Addr::UNSPECIFIED, 0).into()),
         };
-        cell.get_or_try_init(async || endpoint::client_endpoint(any))
+        cell.get_or_try_init(async || endpoint::client_endpoint(any, &self.cap))
             .await
     }
 }
@@ -227,8 +237,8 @@ impl Dialling {
         Self {
             addresses,
             repository,
+            sockets: Sockets::new(Arc::clone(&settings.rate)),
             settings,
-            sockets: Sockets::default(),
             first,
         }
     }

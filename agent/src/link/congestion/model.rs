@@ -25,7 +25,7 @@ const WINDOW_SLACK_PACKETS: u64 = 3;
 
 const GAIN_START: f64 = 2.0;
 const GAIN_CRUISE: f64 = 1.12;
-const GAIN_PROBE: f64 = 1.25;
+const GAIN_PROBE: f64 = 1.2;
 const GAIN_CLIMB: f64 = 1.5;
 const GAIN_DRAIN: f64 = 0.85;
 const GAIN_DRAIN_DEEP: f64 = 0.5;
@@ -50,9 +50,15 @@ const LEAST_TOLERANCE: f64 = 1.05;
 /// A round whose every RTT was that far above the least had a queue all the time.
 const CROWDED_GAIN: f64 = 1.25;
 const CROWDED_MIN: Duration = Duration::from_millis(12);
+/// A round with an RTT so little above the least had none for a moment.
+const EMPTY_GAIN: f64 = 1.06;
+/// Ours lets the queue empty in each cycle of eight or nine rounds. When it did not in two, somebody else
+/// is in it.
+const EMPTY_ROUNDS_MAX: u32 = 18;
+const EMPTY_MIN: Duration = Duration::from_millis(1);
 /// So many such rounds in a row call for a drain, and so many for the conclusion that the queue is not ours.
 const CROWDED_DRAIN: u32 = 3;
-const CROWDED_CONTENDED: u32 = 7;
+const CROWDED_CONTENDED: u32 = 5;
 
 /// Loss of less is not congestion; judged over at least so many datagrams.
 const LOSS_TOLERATED: f64 = 0.10;
@@ -119,9 +125,14 @@ pub(super) struct Model {
     restrained: bool,
     /// Rounds in a row that had a queue all the time.
     crowded_rounds: u32,
+    /// Since the queue was seen empty last, and what the window was then.
+    rounds_since_empty: u32,
+    alone_window_bytes: u64,
     /// Somebody else fills the queue.
     contended: bool,
     cubic: Option<Cubic>,
+    /// As it was said last.
+    in_flight_bytes: u64,
     window_bytes: u64,
 }
 
@@ -143,8 +154,11 @@ impl Model {
             lost_bytes: 0,
             restrained: false,
             crowded_rounds: 0,
+            rounds_since_empty: 0,
+            alone_window_bytes: WINDOW_START_BYTES,
             contended: false,
             cubic: None,
+            in_flight_bytes: 0,
             window_bytes: WINDOW_START_BYTES,
         }
     }
@@ -167,6 +181,7 @@ impl Model {
     /// All acknowledgements that came at `now` were given. `app_limited`: before them, there was
     /// nothing to send although the window allowed it.
     pub(super) fn on_end_acks(&mut self, now: Instant, in_flight_bytes: u64, app_limited: bool) {
+        self.in_flight_bytes = in_flight_bytes;
         let Some(sample) = self.delivery.end_batch(now, in_flight_bytes, app_limited) else {
             return;
         };
@@ -196,10 +211,15 @@ impl Model {
         self.lost_bytes += lost_bytes;
         self.round.marked |= lost_bytes == 0;
         if self.cubic.is_none() && self.mode == Congestion::Fair {
-            self.cubic = Some(Cubic::from_window(self.window_bytes, self.mtu));
+            // In a drain more is still under way than the window is.
+            let window = self.window_bytes.max(self.in_flight_bytes);
+            self.cubic = Some(Cubic::from_window(window, self.mtu));
         }
         if let Some(cubic) = &mut self.cubic {
             cubic.on_loss(now, sent_at);
+        }
+        if self.mode == Congestion::Fair && matches!(self.phase, Phase::Start { .. }) {
+            self.drain(false);
         }
         self.set_window();
     }
@@ -245,13 +265,23 @@ impl Model {
             }
             self.rates.push_back(ended.rate);
         }
-        self.crowded_rounds = if crowded && !matches!(self.phase, Phase::Start { .. }) {
-            self.crowded_rounds + 1
+        if crowded && !matches!(self.phase, Phase::Start { .. }) {
+            self.crowded_rounds += 1;
         } else {
+            self.crowded_rounds = 0;
+        }
+        let empty = self
+            .least
+            .is_some_and(|least| ended.rtt_min <= least.rtt.mul_f64(EMPTY_GAIN) + EMPTY_MIN);
+        self.rounds_since_empty = if empty {
             0
+        } else {
+            self.rounds_since_empty + 1
         };
-        self.contended =
-            self.crowded_rounds >= CROWDED_CONTENDED || self.contended && self.crowded_rounds > 0;
+        if empty {
+            self.alone_window_bytes = self.target_bytes(GAIN_CRUISE);
+        }
+        self.contended = self.crowded_rounds >= CROWDED_CONTENDED || self.contended && !empty;
         let congested = self.judge_loss(ended);
         self.step(ended, crowded, congested);
     }
@@ -308,7 +338,7 @@ impl Model {
                         rate_before: rate,
                         climbing: !self.restrained,
                     };
-                } else if crowded && self.crowded_rounds % CROWDED_DRAIN == 0 {
+                } else if crowded && self.crowded_rounds.is_multiple_of(CROWDED_DRAIN) {
                     self.drain(false);
                 } else if rounds_left == 0 {
                     self.phase = Phase::Probe {
@@ -430,7 +460,8 @@ impl Model {
             return;
         }
         if self.contended && self.cubic.is_none() {
-            self.cubic = Some(Cubic::from_window(self.window_bytes, self.mtu));
+            // Ours has shrunk since in vain.
+            self.cubic = Some(Cubic::from_window(self.alone_window_bytes, self.mtu));
         }
         let Some(cubic) = &mut self.cubic else {
             return;
@@ -472,17 +503,26 @@ impl Model {
             Phase::Probe { .. } => self.target_bytes(GAIN_PROBE),
         };
         let deep = matches!(self.phase, Phase::Drain { deep: true, .. });
-        let shared = match (&self.cubic, self.mode) {
-            (Some(cubic), Congestion::Throughput) if !deep => {
-                wanted.max(cubic.window_bytes(self.mtu))
-            }
-            (Some(cubic), Congestion::Fair) if self.contended && !deep => {
-                cubic.window_bytes(self.mtu)
-            }
-            (Some(cubic), Congestion::Fair) => wanted.min(cubic.window_bytes(self.mtu)),
-            _ => wanted,
+        let cubic = self
+            .cubic
+            .as_ref()
+            .map(|cubic| cubic.window_bytes(self.mtu));
+        let shared = match self.mode {
+            Congestion::Throughput if deep => wanted,
+            Congestion::Throughput => wanted.max(cubic.unwrap_or(0)).max(self.held_bytes()),
+            Congestion::Fair if self.contended && !deep => cubic.unwrap_or(wanted),
+            Congestion::Fair => wanted.min(cubic.unwrap_or(wanted)),
         };
         self.window_bytes = shared.clamp(WINDOW_MIN_PACKETS * self.mtu, WINDOW_MAX_BYTES);
+    }
+
+    /// What is not given up to those who keep the queue from emptying.
+    fn held_bytes(&self) -> u64 {
+        if self.contended || self.rounds_since_empty >= EMPTY_ROUNDS_MAX {
+            self.alone_window_bytes
+        } else {
+            0
+        }
     }
 
     fn drain_bytes(&self, gain: f64) -> u64 {
