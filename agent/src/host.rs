@@ -4,6 +4,8 @@
 //! |---|---|
 //! | [`config`] | the configuration file: as written → as valid |
 //! | [`glob`] | patterns of names and paths |
+//! | [`plan`] | which machine is backed up next, and when |
 
 pub mod config;
 pub mod glob;
+pub mod plan;
