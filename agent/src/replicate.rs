@@ -14,6 +14,7 @@
 
 mod assemble;
 mod claims;
+mod doubt;
 mod draft;
 mod images;
 mod mend;
@@ -205,7 +206,7 @@ async fn passes(
     progress.add_total(virtual_bytes);
     if !request.dry_run {
         // What is gone must not be referred to: its chunks count as new from the first one on.
-        repository.index().await?;
+        repository.index_for_backup().await?;
         // Segments that could not be read just now: what they named is looked for next.
         repository.note_suspects("backup").await;
         repository
@@ -322,7 +323,7 @@ async fn run(
     stop: &CancellationToken,
     published: &mut Published,
 ) -> Result<Outcome> {
-    let index = repository.index().await?;
+    let index = repository.index_for_backup().await?;
     let claims = Arc::new(Claims::default());
     let landed: Arc<Landed> = Arc::default();
     let halt = stop.child_token();

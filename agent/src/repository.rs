@@ -384,14 +384,7 @@ impl Repository {
     /// The chunk index, with all segments that the log names. A segment that cannot be read is
     /// left out, with a warning, and becomes a suspect: once that is noted, backups write it anew.
     pub async fn index(&self) -> Result<Arc<Index>> {
-        let index = match self.index.get() {
-            Some(index) => Arc::clone(index),
-            None => {
-                let catalogue = Arc::clone(&self.catalogue);
-                let opened = blocking(move || Index::open(catalogue)).await?;
-                Arc::clone(self.index.get_or_init(|| opened))
-            }
-        };
+        let index = self.open_index().await?;
         let mut wanted = self.catalogue.segments_to_load()?;
         wanted.retain(|id| !self.unusable_segments().contains(id));
         let mut segments = stream::iter(wanted)
@@ -412,6 +405,25 @@ impl Repository {
             }
         }
         Ok(index)
+    }
+
+    /// The chunk index for a backup. Where the store's gateway answers for the segments, they are not
+    /// read: they grow with the repository, and a host needs to know of its own machines only. A segment
+    /// that was found bad is another matter: what it said is to be written anew, by who knows all others.
+    pub(crate) async fn index_for_backup(&self) -> Result<Arc<Index>> {
+        match self.store.knows_chunks() && self.catalogue.segments_to_search_for()?.is_empty() {
+            true => self.open_index().await,
+            false => self.index().await,
+        }
+    }
+
+    async fn open_index(&self) -> Result<Arc<Index>> {
+        if let Some(index) = self.index.get() {
+            return Ok(Arc::clone(index));
+        }
+        let catalogue = Arc::clone(&self.catalogue);
+        let opened = blocking(move || Index::open(catalogue)).await?;
+        Ok(Arc::clone(self.index.get_or_init(|| opened)))
     }
 
     /// The chunk index for a reader that misses something: what this machine has replayed may be older

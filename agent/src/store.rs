@@ -49,8 +49,10 @@ pub use environment::Environment;
 pub use settings::StoreSettings;
 
 use crate::error::{Error, Kind, Result};
+use crate::link::client::Link;
 use attempt::{CUT_OFF_ATTEMPTS_MAX, Wanted, Wire};
 use bytes::Bytes;
+use clouds::Connected;
 use failure::{Failure, Reason};
 use fault::FaultStore;
 use futures::StreamExt;
@@ -61,6 +63,9 @@ use object_store::path::Path;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
+use tidegate_protocol::ids::ChunkId;
+use tidegate_protocol::pack::Location;
+use tidegate_protocol::wire::HAVE_IDS_MAX;
 
 /// A repository's place in object storage. Cheap to clone; clones share connections and counts.
 #[derive(Clone)]
@@ -74,6 +79,8 @@ struct Shared {
     prefix: Path,
     label: String,
     backend: Backend,
+    /// The way to the gateways, where the store is behind some.
+    link: Option<Link>,
 }
 
 /// The sort of store, for advice in messages.
@@ -122,6 +129,8 @@ pub struct RequestCounts {
     pub lists: u64,
     /// DELETEs.
     pub deletes: u64,
+    /// Questions for chunks, to a gateway.
+    pub haves: u64,
     /// How many of all of these repeated a failed attempt.
     pub retries: u64,
     /// Bytes of objects sent.
@@ -133,7 +142,7 @@ pub struct RequestCounts {
 impl RequestCounts {
     /// All requests together.
     pub const fn total(&self) -> u64 {
-        self.puts + self.gets + self.heads + self.lists + self.deletes
+        self.puts + self.gets + self.heads + self.lists + self.deletes + self.haves
     }
 }
 
@@ -164,8 +173,8 @@ impl Store {
     ) -> Result<Self> {
         let location = location::Location::parse(location)?;
         let label = location.to_string();
-        let (inner, prefix, backend) = clouds::connect(&location, settings, environment)?;
-        Ok(Self::new(inner, prefix, label, backend, settings))
+        let connected = clouds::connect(&location, settings, environment)?;
+        Ok(Self::new(connected, label, settings))
     }
 
     /// A store in this process's memory, gone with it. For tests.
@@ -188,41 +197,36 @@ impl Store {
         label: &str,
         settings: &StoreSettings,
     ) -> Self {
-        Self::new(
+        let connected = Connected {
             inner,
-            Path::from(prefix),
-            label.to_owned(),
-            Backend::Other,
-            settings,
-        )
+            prefix: Path::from(prefix),
+            backend: Backend::Other,
+            link: None,
+        };
+        Self::new(connected, label.to_owned(), settings)
     }
 
     /// The same place seen through faults, with retries and counts of its own. For tests.
     pub fn with_faults(&self, settings: &StoreSettings) -> (Self, Arc<FaultStore>) {
         let faults = Arc::new(FaultStore::new(self.shared.wire.inner()));
-        let store = Self::new(
-            faults.clone(),
-            self.shared.prefix.clone(),
-            self.shared.label.clone(),
-            self.shared.backend,
-            settings,
-        );
+        let connected = Connected {
+            inner: faults.clone(),
+            prefix: self.shared.prefix.clone(),
+            backend: self.shared.backend,
+            link: self.shared.link.clone(),
+        };
+        let store = Self::new(connected, self.shared.label.clone(), settings);
         (store, faults)
     }
 
-    fn new(
-        inner: Arc<dyn ObjectStore>,
-        prefix: Path,
-        label: String,
-        backend: Backend,
-        settings: &StoreSettings,
-    ) -> Self {
+    fn new(connected: Connected, label: String, settings: &StoreSettings) -> Self {
         Self {
             shared: Arc::new(Shared {
-                wire: Wire::new(inner, settings.clone()),
-                prefix,
+                wire: Wire::new(connected.inner, settings.clone()),
+                prefix: connected.prefix,
                 label,
-                backend,
+                backend: connected.backend,
+                link: connected.link,
             }),
         }
     }
@@ -362,6 +366,30 @@ impl Store {
                 Err(failure) => Err(store.explain("could not list", &named, failure)),
             })
             .boxed()
+    }
+
+    /// Whether there is a gateway that can be asked for chunks.
+    pub fn knows_chunks(&self) -> bool {
+        self.shared.link.is_some()
+    }
+
+    /// Where each of the chunks lies, as far as the store's gateway knows: one request for
+    /// [`HAVE_IDS_MAX`] of them. Without a gateway nothing is known.
+    ///
+    /// # Errors
+    /// As [`Store::create`].
+    pub async fn known_chunks(&self, chunks: &[ChunkId]) -> Result<Vec<Option<Location>>> {
+        let Some(link) = &self.shared.link else {
+            return Ok(vec![None; chunks.len()]);
+        };
+        let mut known = Vec::with_capacity(chunks.len());
+        for chunks in chunks.chunks(HAVE_IDS_MAX) {
+            let answer = self.shared.wire.have(link, chunks).await;
+            known.extend(
+                answer.map_err(|failure| self.explain("could not ask for chunks", "", failure))?,
+            );
+        }
+        Ok(known)
     }
 
     /// Deletes the object; that it is not there is as good, on every backend.

@@ -135,6 +135,8 @@ impl<F: FnMut() -> Result<PackRandom>> Assembler<'_, F> {
             }
         }
         self.close_pack()?;
+        // What waits for no pack of this run: a gateway has told where it is.
+        self.settle_all()?;
         let mut assembled = Assembled {
             roots: Vec::new(),
             referenced: HashSet::new(),
@@ -227,12 +229,18 @@ impl<F: FnMut() -> Result<PackRandom>> Assembler<'_, F> {
             self.places.insert(*chunk, *location);
         }
         publish(self.out.as_ref(), ToPublish::data(id, bytes, chunks))?;
+        self.settle_all()?;
+        self.send_tree_packs()
+    }
+
+    /// Places what has waited, where it can be placed by now.
+    fn settle_all(&mut self) -> Result<()> {
         let waiting = std::mem::take(&mut self.waiting);
         self.waiting_extents = 0;
         for leaf in waiting {
             self.settle(leaf)?;
         }
-        self.send_tree_packs()
+        Ok(())
     }
 
     fn leaf(&mut self, disk: usize, index: u64, leaf: LeafDraft) -> Result<()> {
@@ -245,7 +253,11 @@ impl<F: FnMut() -> Result<PackRandom>> Assembler<'_, F> {
                     extents,
                 })?;
                 if self.waiting_extents > WAITING_EXTENTS_MAX {
-                    self.close_pack()?;
+                    match self.pack {
+                        Some(_) => self.close_pack()?,
+                        // They wait for what a gateway tells.
+                        None => self.settle_all()?,
+                    }
                 }
                 Ok(())
             }

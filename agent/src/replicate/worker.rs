@@ -4,6 +4,7 @@
 //! for which no span is left compress what the others cut.
 
 use super::claims::Claims;
+use super::doubt::{Answered, Doubts};
 use super::draft::{self, LeafDraft, ParentChunks, Part, SpanDraft};
 use super::{BackupSettings, Totals};
 use crate::chunk::{self, ChunkerParams, Cutter, Piece, Region, SPAN_BYTES};
@@ -130,6 +131,7 @@ pub(super) struct Worker<'a> {
     frame: Vec<u8>,
     items: Vec<(ChunkId, u32)>,
     encoder: PayloadEncoder,
+    doubts: Option<Doubts>,
     spans_in_hand: u32,
     unusable: Arc<HashSet<PackId>>,
     last_referenced: Option<PackId>,
@@ -165,6 +167,7 @@ impl<'a> Worker<'a> {
             items: Vec::new(),
             encoder: PayloadEncoder::new(shared.settings.compression_level)
                 .map_err(|error| Error::io("cannot make a compressor", error))?,
+            doubts: Doubts::new(&shared.repository, &shared.runtime, &shared.stop),
             spans_in_hand: 0,
             unusable: shared.index.unusable(),
             last_referenced: None,
@@ -182,9 +185,11 @@ impl<'a> Worker<'a> {
             self.span(disk, span)?;
             self.spans_in_hand += 1;
             if self.spans_in_hand >= SPANS_IN_HAND_MAX {
+                self.settle_doubts()?;
                 self.flush_frame()?;
             }
         }
+        self.settle_doubts()?;
         self.flush_frame()?;
         self.to_idle = None;
         while let Some(frame) = self.idle.next() {
@@ -354,9 +359,52 @@ impl<'a> Worker<'a> {
             }));
         }
         if self.shared.claims.claim(chunk) {
-            self.store(chunk, bytes)?;
+            match &mut self.doubts {
+                None => self.store(chunk, bytes)?,
+                Some(doubts) => {
+                    doubts.add(chunk, bytes);
+                    while let Some(answered) = self.next_ready()? {
+                        self.take(&answered)?;
+                    }
+                }
+            }
         }
         Ok(pending)
+    }
+
+    fn next_ready(&mut self) -> Result<Option<Answered>> {
+        match &mut self.doubts {
+            None => Ok(None),
+            Some(doubts) => doubts.next_ready(),
+        }
+    }
+
+    /// Asks for all that is in doubt, and waits for the answers.
+    fn settle_doubts(&mut self) -> Result<()> {
+        while !self.shared.stop.is_cancelled()
+            && let Some(doubts) = &mut self.doubts
+            && let Some(answered) = doubts.next_at_the_end()?
+        {
+            self.take(&answered)?;
+        }
+        Ok(())
+    }
+
+    /// Stores what the gateway does not know, and enters what it knows.
+    fn take(&mut self, answered: &Answered) -> Result<()> {
+        let mut told = Vec::new();
+        for (chunk, bytes, place) in answered.chunks() {
+            match place {
+                Some(place) if !self.unusable.contains(&place.pack) => told.push((chunk, place)),
+                _ => self.store(chunk, bytes)?,
+            }
+        }
+        self.shared.index.add_told(&told)?;
+        // From here on the index knows them.
+        for (chunk, _) in &told {
+            self.shared.claims.release(chunk);
+        }
+        Ok(())
     }
 
     fn store(&mut self, chunk: ChunkId, bytes: &[u8]) -> Result<()> {

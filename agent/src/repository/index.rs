@@ -22,6 +22,10 @@ const FILTER_FALSE_POSITIVES: f64 = 0.01;
 /// With more it errs more often, which costs look-ups.
 const FILTER_HEADROOM: usize = 1 << 20;
 
+/// Stands in the place of the segment of a pack that a gateway has told of: some segment names it, so
+/// nobody has to look for one.
+const TOLD: SegmentId = SegmentId([0; 32]);
+
 /// What the readers of one process share.
 pub struct Index {
     catalogue: Arc<Catalogue>,
@@ -116,6 +120,37 @@ impl Index {
             mark_loaded(transaction, id).map_err(error)
         })?;
         self.note(segment.entries.iter());
+        Ok(())
+    }
+
+    /// Enters places that a gateway has told: those of segments that this machine has not read.
+    pub fn add_told(&self, chunks: &[(ChunkId, Location)]) -> Result<()> {
+        if chunks.is_empty() {
+            return Ok(());
+        }
+        let error = |error| self.catalogue.error(error);
+        self.catalogue.write(|transaction| {
+            let mut numbers = HashMap::new();
+            for (chunk, location) in chunks {
+                let number = match numbers.get(&location.pack) {
+                    Some(number) => *number,
+                    None => {
+                        let number = pack_number(transaction, location.pack, 0).map_err(error)?;
+                        transaction
+                            .prepare_cached(
+                                "UPDATE pack SET segment = ?2 WHERE number = ?1 AND segment IS NULL",
+                            )
+                            .and_then(|mut update| update.execute(params![number, TOLD.0]))
+                            .map_err(error)?;
+                        numbers.insert(location.pack, number);
+                        number
+                    }
+                };
+                insert_chunk(transaction, number, chunk, location, false).map_err(error)?;
+            }
+            Ok(())
+        })?;
+        self.note(chunks.iter());
         Ok(())
     }
 

@@ -5,7 +5,8 @@
 //! success, with a failure that trying again cannot cure, or at the operation's deadline.
 
 use super::failure::{Failure, Reason};
-use super::{RequestCounts, StoreSettings};
+use super::{RequestCounts, StoreSettings, gateway};
+use crate::link::client::Link;
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use bytes::{Bytes, BytesMut};
 use futures::stream::BoxStream;
@@ -19,6 +20,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
+use tidegate_protocol::ids::ChunkId;
+use tidegate_protocol::pack::Location;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 /// Bodies that end early are asked for again this many times; then the object, or something on
@@ -66,6 +69,7 @@ struct Counters {
     heads: AtomicU64,
     lists: AtomicU64,
     deletes: AtomicU64,
+    haves: AtomicU64,
     retries: AtomicU64,
     bytes_up: AtomicU64,
     bytes_down: AtomicU64,
@@ -93,6 +97,7 @@ impl Wire {
             heads: counters.heads.load(Relaxed),
             lists: counters.lists.load(Relaxed),
             deletes: counters.deletes.load(Relaxed),
+            haves: counters.haves.load(Relaxed),
             retries: counters.retries.load(Relaxed),
             bytes_up: counters.bytes_up.load(Relaxed),
             bytes_down: counters.bytes_down.load(Relaxed),
@@ -126,6 +131,19 @@ impl Wire {
     pub(super) async fn delete(&self, path: &Path) -> Result<(), Failure> {
         self.until_deadline("delete", path, Duration::ZERO, |deadline| {
             self.delete_once(path, deadline)
+        })
+        .await
+    }
+
+    /// Where the chunks lie, as far as the gateway knows.
+    pub(super) async fn have(
+        &self,
+        link: &Link,
+        chunks: &[ChunkId],
+    ) -> Result<Vec<Option<Location>>, Failure> {
+        let path = Path::default();
+        self.until_deadline("have", &path, Duration::ZERO, |deadline| {
+            self.have_once(link, chunks, deadline)
         })
         .await
     }
@@ -205,6 +223,20 @@ impl Wire {
     async fn delete_once(&self, path: &Path, deadline: Instant) -> Result<(), Failure> {
         self.counters.deletes.fetch_add(1, Relaxed);
         let request = self.inner.delete(path);
+        answered_within(self.settings.request_timeout, deadline, request).await
+    }
+
+    async fn have_once(
+        &self,
+        link: &Link,
+        chunks: &[ChunkId],
+        deadline: Instant,
+    ) -> Result<Vec<Option<Location>>, Failure> {
+        self.counters.haves.fetch_add(1, Relaxed);
+        let request = async {
+            let answer = link.have(chunks).await;
+            answer.map_err(|error| gateway::explain(&Path::default(), error))
+        };
         answered_within(self.settings.request_timeout, deadline, request).await
     }
 

@@ -20,7 +20,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-type Connected = (Arc<dyn ObjectStore>, Path, Backend);
+/// A client for a place, and where in it the repository starts.
+pub(super) struct Connected {
+    pub(super) inner: Arc<dyn ObjectStore>,
+    pub(super) prefix: Path,
+    pub(super) backend: Backend,
+    /// The way to the gateways, where the place is behind some.
+    pub(super) link: Option<Link>,
+}
 
 pub(super) fn connect(
     location: &Location,
@@ -30,15 +37,24 @@ pub(super) fn connect(
     let (cloud, bucket, prefix) = match location {
         Location::Folder(root) => {
             let folder = Folder::open(root)?;
-            return Ok((Arc::new(folder), Path::default(), Backend::Folder));
+            return Ok(Connected {
+                inner: Arc::new(folder),
+                prefix: Path::default(),
+                backend: Backend::Folder,
+                link: None,
+            });
         }
         Location::Gateways {
             addresses,
             repository,
         } => {
             let link = Link::new(addresses.clone(), repository.clone(), &settings.link);
-            let gateway = Gateway::new(link);
-            return Ok((Arc::new(gateway), Path::default(), Backend::Gateway));
+            return Ok(Connected {
+                inner: Arc::new(Gateway::new(link.clone())),
+                prefix: Path::default(),
+                backend: Backend::Gateway,
+                link: Some(link),
+            });
         }
         Location::Cloud {
             cloud,
@@ -54,7 +70,12 @@ pub(super) fn connect(
     let prefix = Path::parse(prefix).map_err(|cause| {
         Error::new(Kind::Config, format!("{location} has no valid prefix")).caused_by(cause)
     })?;
-    Ok((inner, prefix, backend))
+    Ok(Connected {
+        inner,
+        prefix,
+        backend,
+        link: None,
+    })
 }
 
 fn s3(
@@ -260,8 +281,8 @@ mod tests {
             ("az://container/a", by_string),
             ("gs://bucket/a", gcs),
         ] {
-            let (inner, prefix, _) = open(location, &environment).unwrap();
-            assert_eq!(prefix.as_ref(), "a", "{inner}");
+            let connected = open(location, &environment).unwrap();
+            assert_eq!(connected.prefix.as_ref(), "a", "{}", connected.inner);
         }
     }
 

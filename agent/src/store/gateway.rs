@@ -210,7 +210,8 @@ fn meta(location: Path, size: u64) -> ObjectMeta {
     }
 }
 
-fn explain(path: &Path, error: LinkError) -> StoreError {
+/// A link's error as a store's.
+pub(super) fn explain(path: &Path, error: LinkError) -> StoreError {
     let path = path.to_string();
     let status = match &error {
         LinkError::Answered { status, .. } => Some(*status),

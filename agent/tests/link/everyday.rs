@@ -52,7 +52,7 @@ async fn a_host_backs_up_and_another_restores_and_verifies() {
     assert_eq!(summary.new_bytes, first.data_bytes());
     let second = first.with([(7, Tile::Data(5)), (900, Tile::Hole)]);
     let summary = back_up(&repository, Arc::new(second.clone())).await;
-    assert_eq!(summary.new_bytes, 64 << 10);
+    assert!(summary.new_bytes <= 4 * (64 << 10), "{summary:?}");
 
     let repository = site.open(&site.keys.restore, &restores, &[&gateway]).await;
     assert_restores(&repository, &second).await;
