@@ -22,7 +22,7 @@
 mod fleet;
 mod issue;
 
-pub use fleet::{Enrolment, EnrolmentState, Fleet, NewInvite};
+pub use fleet::{Damaged, Enrolment, EnrolmentState, Fleet, Listing, Named, NewInvite};
 
 use crate::error::{Error, Kind, Result};
 use crate::link::identity::{CertificateFacts, GatewayCertificate, PrivateKey, RequestFacts};

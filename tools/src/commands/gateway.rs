@@ -15,7 +15,9 @@ use crate::{keys, text};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use tidegate_agent::clock;
-use tidegate_agent::gateway::authority::{Authority, Enrolment, EnrolmentState, Fleet, NewInvite};
+use tidegate_agent::gateway::authority::{
+    Authority, Damaged, Enrolment, EnrolmentState, Fleet, Listing, Named, NewInvite,
+};
 use tidegate_agent::link::identity::PrivateKey;
 use tidegate_agent::store::Store;
 use tidegate_agent::{Error, Kind, Result};
@@ -28,7 +30,7 @@ pub(super) async fn run(global: &Global, args: Gateway, context: &Context) -> Re
     match args {
         Gateway::Init(args) => init(global, args, context).await?,
         Gateway::Invite(args) => invite(global, args, context).await?,
-        Gateway::List(args) => list(global, args, context).await?,
+        Gateway::List(args) => return list(global, args, context).await,
         Gateway::Revoke(args) => revoke(global, args, context).await?,
     }
     Ok(Outcome::Done)
@@ -173,10 +175,16 @@ async fn invite(global: &Global, args: GatewayInvite, context: &Context) -> Resu
     }
 }
 
-async fn list(global: &Global, args: GatewayList, context: &Context) -> Result<()> {
+async fn list(global: &Global, args: GatewayList, context: &Context) -> Result<Outcome> {
     let fleet = open(global, &args.fleet, context).await?;
-    let all = context.or_stop(fleet.list(clock::now_unix_ns())).await?;
-    let value: Vec<Value> = all.iter().map(enrolment_json).collect();
+    let Listing {
+        enrolments: all,
+        damaged,
+    } = context.or_stop(fleet.list(clock::now_unix_ns())).await?;
+    let value = json!({
+        "enrolments": all.iter().map(enrolment_json).collect::<Vec<_>>(),
+        "damaged": damaged.iter().map(damaged_json).collect::<Vec<_>>(),
+    });
     context.output.result(&value, || {
         text::table(
             ["host", "state", "since", "rights", "enrolment"],
@@ -190,21 +198,29 @@ async fn list(global: &Global, args: GatewayList, context: &Context) -> Result<(
                 ]
             }),
         )
+    })?;
+    for one in &damaged {
+        let id = one.enrolment;
+        context.output.warn(&format!(
+            "{}: bring it back from a copy or the bucket's versions, or revoke {id}",
+            one.error.chain()
+        ));
+    }
+    Ok(match damaged.is_empty() {
+        true => Outcome::Done,
+        false => Outcome::Damaged,
     })
 }
 
 async fn revoke(global: &Global, args: GatewayRevoke, context: &Context) -> Result<()> {
     let fleet = open(global, &args.fleet, context).await?;
     let revoked = fleet.revoke(&args.which, clock::now_unix_ns()).await?;
-    let value: Vec<Value> = revoked.iter().map(enrolment_json).collect();
+    let object = |one: &Named| json!({ "enrolment": one.enrolment.to_string(), "host": one.host });
+    let value: Vec<Value> = revoked.iter().map(object).collect();
     context.output.result(&value, || {
-        let line = |one: &Enrolment| {
-            let invite = &one.invite;
-            format!(
-                "revoked enrolment {} of {}\n",
-                invite.enrolment.short(),
-                invite.host
-            )
+        let line = |one: &Named| {
+            let host = one.host.as_deref().unwrap_or("a host that cannot be read");
+            format!("revoked enrolment {} of {host}\n", one.enrolment)
         };
         revoked.iter().map(line).collect()
     })
@@ -247,6 +263,10 @@ fn grants_json(grants: &[Grant]) -> Value {
         json!({ "repository": grant.repository, "rights": rights })
     };
     grants.iter().map(object).collect()
+}
+
+fn damaged_json(one: &Damaged) -> Value {
+    json!({ "enrolment": one.enrolment.to_string(), "error": one.error.chain() })
 }
 
 fn enrolment_json(one: &Enrolment) -> Value {

@@ -60,6 +60,34 @@ pub struct Enrolment {
     pub joined_unix_ns: Option<u64>,
 }
 
+/// What there is in a fleet.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// Every enrolment that can be read, by host and then by age.
+    pub enrolments: Vec<Enrolment>,
+    /// The others.
+    pub damaged: Vec<Damaged>,
+}
+
+/// An enrolment of which an object is damaged. Its host is let in no more by a gateway that has not
+/// read it before.
+#[derive(Debug)]
+pub struct Damaged {
+    /// The enrolment.
+    pub enrolment: EnrolmentId,
+    /// Which object, and what is wrong with it.
+    pub error: Error,
+}
+
+/// An enrolment that an operator has named.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Named {
+    /// The enrolment.
+    pub enrolment: EnrolmentId,
+    /// Its host, where its invite can be read.
+    pub host: Option<String>,
+}
+
 /// What became of an invite.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EnrolmentState {
@@ -161,53 +189,61 @@ impl Fleet {
         Ok(token)
     }
 
-    /// Every enrolment, by host and then by age: three listings, and a read or two for each.
+    /// Every enrolment, by host and then by age: three listings, and a read or two for each. What is
+    /// damaged is told apart, and hides nothing else.
     ///
     /// # Errors
-    /// As [`Store::list`] and [`Store::get`], and [`Kind::Corrupt`] where an object is damaged.
-    pub async fn list(&self, now_unix_ns: u64) -> Result<Vec<Enrolment>> {
+    /// As [`Store::list`] and [`Store::get`].
+    pub async fn list(&self, now_unix_ns: u64) -> Result<Listing> {
         let joined = self.listed(JOINED).await?;
         let revoked = self.listed(REVOKED).await?;
         let invited = self.listed(INVITES).await?;
-        let mut enrolments: Vec<Enrolment> = futures::stream::iter(invited)
-            .map(|id| self.enrolment(id, joined.contains(&id), revoked.contains(&id), now_unix_ns))
-            .buffer_unordered(READS_AT_ONCE)
-            .try_collect()
-            .await?;
-        enrolments.sort_by(|one, other| {
-            let key = |enrolment: &Enrolment| {
-                let invite = &enrolment.invite;
-                (
-                    invite.host.clone(),
-                    invite.created_unix_ns,
-                    invite.enrolment,
-                )
-            };
-            key(one).cmp(&key(other))
+        let mut reads = futures::stream::iter(invited)
+            .map(async |id| {
+                let (is_joined, is_revoked) = (joined.contains(&id), revoked.contains(&id));
+                let read = self.enrolment(id, is_joined, is_revoked, now_unix_ns);
+                (id, read.await)
+            })
+            .buffer_unordered(READS_AT_ONCE);
+        let mut listing = Listing::default();
+        while let Some((enrolment, read)) = reads.next().await {
+            match read {
+                Ok(read) => listing.enrolments.push(read),
+                Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Unsupported) => {
+                    listing.damaged.push(Damaged { enrolment, error });
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        drop(reads);
+        listing.enrolments.sort_by(|one, other| {
+            let key = |one: &Enrolment| (one.invite.created_unix_ns, one.invite.enrolment);
+            let by_host = one.invite.host.cmp(&other.invite.host);
+            by_host.then_with(|| key(one).cmp(&key(other)))
         });
-        Ok(enrolments)
+        listing.damaged.sort_by_key(|damaged| damaged.enrolment);
+        Ok(listing)
     }
 
     /// Ends enrolments for ever: all that a host has, or the one of which `which` are digits of the
-    /// id, at least four. Returns those that it names and that are revoked now, whoever did it.
+    /// id, at least four. Returns those that it names, whoever has revoked them.
     ///
-    /// A host's name comes first: what is both is taken as a name.
+    /// A host's name comes first: what is both is taken as a name. An enrolment whose invite is
+    /// damaged is revoked by its id.
     ///
     /// # Errors
     /// [`Kind::Missing`] where there is none, [`Kind::Config`] where the digits name several, else as
     /// [`Fleet::list`] and [`Store::create`].
-    pub async fn revoke(&self, which: &str, now_unix_ns: u64) -> Result<Vec<Enrolment>> {
-        let all = self.list(now_unix_ns).await?;
-        let mut named = choose(all, which)?;
-        for enrolment in &mut named {
+    pub async fn revoke(&self, which: &str, now_unix_ns: u64) -> Result<Vec<Named>> {
+        let named = choose(self.list(now_unix_ns).await?, which)?;
+        for one in &named {
             let revoked = Revoked {
-                enrolment: enrolment.invite.enrolment,
+                enrolment: one.enrolment,
                 revoked_unix_ns: now_unix_ns,
             };
-            let key = Revoked::object_key(revoked.enrolment);
             let bytes = revoked.encode().map_err(bug)?;
+            let key = Revoked::object_key(one.enrolment);
             let _: Created = self.store.create(&key, bytes.into()).await?;
-            enrolment.state = EnrolmentState::Revoked;
         }
         Ok(named)
     }
@@ -307,33 +343,37 @@ impl Fleet {
     }
 }
 
-/// Those of `all` that an operator means by `which`.
-fn choose(all: Vec<Enrolment>, which: &str) -> Result<Vec<Enrolment>> {
-    let is_host = all.iter().any(|enrolment| enrolment.invite.host == which);
+/// Those of a listing that an operator means by `which`.
+fn choose(listing: Listing, which: &str) -> Result<Vec<Named>> {
+    let whole = listing.enrolments.into_iter().map(|one| Named {
+        enrolment: one.invite.enrolment,
+        host: Some(one.invite.host),
+    });
+    let damaged = listing.damaged.into_iter().map(|one| Named {
+        enrolment: one.enrolment,
+        host: None,
+    });
+    let (of_host, others): (Vec<_>, Vec<_>) = whole
+        .chain(damaged)
+        .partition(|one| one.host.as_deref() == Some(which));
+    if !of_host.is_empty() {
+        return Ok(of_host);
+    }
     let digits = which.to_ascii_lowercase();
-    let by_id = |enrolment: &Enrolment| {
-        digits.len() >= ID_DIGITS_MIN && enrolment.invite.enrolment.to_string().starts_with(&digits)
-    };
-    let named: Vec<Enrolment> = all
-        .into_iter()
-        .filter(|enrolment| match is_host {
-            true => enrolment.invite.host == which,
-            false => by_id(enrolment),
-        })
-        .collect();
+    let by_id = |one: &Named| one.enrolment.to_string().starts_with(&digits);
+    let named: Vec<Named> = others.into_iter().filter(by_id).collect();
     match named.len() {
-        0 => Err(Error::new(
-            Kind::Missing,
-            format!("{which:?} is neither a host of the fleet nor digits of an enrolment's id"),
-        )
-        .advise("tidegate gateway list shows both")),
-        1 => Ok(named),
-        _ if is_host => Ok(named),
-        several => Err(Error::new(
+        1 if digits.len() >= ID_DIGITS_MIN => Ok(named),
+        several if several > 1 && digits.len() >= ID_DIGITS_MIN => Err(Error::new(
             Kind::Config,
             format!("{which:?} begins the ids of {several} enrolments"),
         )
         .advise("give more digits")),
+        _ => Err(Error::new(
+            Kind::Missing,
+            format!("{which:?} is neither a host of the fleet nor digits of an enrolment's id"),
+        )
+        .advise("tidegate gateway list shows both")),
     }
 }
 

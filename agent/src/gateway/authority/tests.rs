@@ -531,9 +531,31 @@ async fn a_damaged_invite_lets_nobody_in_and_says_so() {
         assert_eq!(error.kind(), Kind::Corrupt);
         let error = authority.standing(token.enrolment).await.unwrap_err();
         assert_eq!(error.kind(), Kind::Corrupt);
-        let error = authority.fleet().list(NOW).await.unwrap_err();
-        assert_eq!(error.kind(), Kind::Corrupt);
-        assert!(error.to_string().contains(&place), "{error}");
+        // It is named, hides nobody else's, and can be revoked.
+        let listing = authority.fleet().list(NOW).await.unwrap();
+        let hosts: Vec<_> = listing
+            .enrolments
+            .iter()
+            .map(|one| one.invite.enrolment)
+            .collect();
+        assert_eq!(hosts, [other]);
+        assert_eq!(listing.damaged.len(), 1);
+        assert_eq!(listing.damaged[0].enrolment, token.enrolment);
+        let error = listing.damaged[0].error.to_string();
+        assert!(error.contains(&place), "{error}");
+        let id = token.enrolment.to_string();
+        let named = Named {
+            enrolment: token.enrolment,
+            host: None,
+        };
+        assert_eq!(
+            authority.fleet().revoke(&id[..8], NOW).await.unwrap(),
+            [named]
+        );
+        store
+            .delete(&Revoked::object_key(token.enrolment))
+            .await
+            .unwrap();
     }
 }
 
@@ -552,7 +574,7 @@ async fn the_list_tells_what_became_of_each() {
     let host = PrivateKey::generate().unwrap();
     join(&authority, &tokens[1], &host, NOW + 5).await.unwrap();
     let state = async |now| {
-        let listed = fleet.list(now).await.unwrap();
+        let listed = fleet.list(now).await.unwrap().enrolments;
         let line = |one: Enrolment| (one.invite.enrolment, one.state.as_str(), one.joined_unix_ns);
         listed.into_iter().map(line).collect::<Vec<_>>()
     };
@@ -574,7 +596,7 @@ async fn the_list_tells_what_became_of_each() {
 
     // By name: all that the host has. By digits: one.
     let revoked = fleet.revoke("hv1", NOW).await.unwrap();
-    let revoked: Vec<_> = revoked.iter().map(|one| one.invite.enrolment).collect();
+    let revoked: Vec<_> = revoked.iter().map(|one| one.enrolment).collect();
     assert_eq!(revoked, [ids[2], ids[1]]);
     let digits = ids[3].to_string().to_uppercase();
     fleet.revoke(&digits[..8], NOW).await.unwrap();
@@ -646,7 +668,15 @@ async fn invites_that_cannot_hold_are_not_made() {
             .unwrap_err();
         assert_eq!(error.kind(), Kind::Config, "{new:?}");
     }
-    assert!(authority.fleet().list(NOW).await.unwrap().is_empty());
+    assert!(
+        authority
+            .fleet()
+            .list(NOW)
+            .await
+            .unwrap()
+            .enrolments
+            .is_empty()
+    );
     authority.fleet().invite(sound, NOW).await.unwrap();
     assert!(store.requests().puts > 0);
 }
