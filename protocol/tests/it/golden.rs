@@ -8,10 +8,11 @@
 //! `TIDEGATE_GOLDEN_WRITE=1 cargo test -p tidegate-protocol golden` writes files that are missing,
 //! and never touches one that is there.
 
-use crate::support::{self, REPOSITORY, keys};
+use crate::support::{self, REPOSITORY, enrolment, keys};
 use std::path::PathBuf;
 use tidegate_protocol::checkpoint::Checkpoint;
 use tidegate_protocol::descriptor::Descriptor;
+use tidegate_protocol::enrolment::{Authority, Invite, Joined, Revoked, Token};
 use tidegate_protocol::frame::FrameOpener;
 use tidegate_protocol::ids::PackId;
 use tidegate_protocol::keys::Level;
@@ -207,6 +208,44 @@ fn checkpoint() {
     let checkpoint = Checkpoint::decode(&stored, keys).unwrap();
     let blocks: Vec<_> = checkpoint.blocks(keys).map(Result::unwrap).collect();
     assert_eq!(blocks, support::blocks());
+}
+
+#[test]
+fn fleet() {
+    let stored = golden(
+        "enrolment-authority.bin",
+        &enrolment::authority().encode().unwrap(),
+    );
+    assert_eq!(Authority::decode(&stored).unwrap(), enrolment::authority());
+    let stored = golden(
+        "enrolment-invite.bin",
+        &enrolment::invite().encode().unwrap(),
+    );
+    let read = Invite::decode(&stored, enrolment::ENROLMENT).unwrap();
+    assert_eq!(read, enrolment::invite());
+    let stored = golden(
+        "enrolment-joined.bin",
+        &enrolment::joined().encode().unwrap(),
+    );
+    let read = Joined::decode(&stored, enrolment::ENROLMENT).unwrap();
+    assert_eq!(read, enrolment::joined());
+    let stored = golden(
+        "enrolment-revoked.bin",
+        &enrolment::revoked().encode().unwrap(),
+    );
+    let read = Revoked::decode(&stored, enrolment::ENROLMENT).unwrap();
+    assert_eq!(read, enrolment::revoked());
+}
+
+#[test]
+fn token() {
+    let fresh = format!("{}\n", *enrolment::token().encode().unwrap());
+    let stored = golden("enrolment-token.txt", fresh.as_bytes());
+    let read = Token::decode(std::str::from_utf8(&stored).unwrap()).unwrap();
+    assert_eq!(
+        *read.encode().unwrap(),
+        *enrolment::token().encode().unwrap()
+    );
 }
 
 /// What follows from the secret, as figures: a change of any derivation shows here first.

@@ -1,11 +1,12 @@
 //! Bytes that nobody of ours wrote: flipped, cut, spliced, made up. No decoder panics, and nothing
 //! opens as anything but what was written.
 
-use crate::support::{self, REPOSITORY, keys};
+use crate::support::{self, REPOSITORY, enrolment, keys};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use tidegate_protocol::checkpoint::Checkpoint;
 use tidegate_protocol::descriptor::Descriptor;
+use tidegate_protocol::enrolment::{Authority, Invite, Joined, Revoked, Token};
 use tidegate_protocol::frame::FrameOpener;
 use tidegate_protocol::ids::{PackId, PageId};
 use tidegate_protocol::keys::Level;
@@ -53,6 +54,17 @@ fn objects() -> Vec<Object> {
         // A missing end of line at the end is no change.
         all.push(object("key file", text.trim_end().into(), open_key_file));
     }
+    let fleet = [
+        ("authority", enrolment::authority().encode().unwrap()),
+        ("invite", enrolment::invite().encode().unwrap()),
+        ("joined", enrolment::joined().encode().unwrap()),
+        ("revoked", enrolment::revoked().encode().unwrap()),
+    ];
+    for (name, bytes) in fleet {
+        all.push(object(name, bytes, open_of_fleet));
+    }
+    let token = enrolment::token().encode().unwrap();
+    all.push(object("token", token.as_bytes().to_vec(), open_token));
     for (name, bytes) in support::slots() {
         all.push(object(&format!("slot by {name}"), bytes, open_slot));
     }
@@ -74,6 +86,21 @@ fn open_key_file(bytes: &[u8]) -> Result<(), FormatError> {
     let text =
         std::str::from_utf8(bytes).map_err(|_| FormatError::Unauthentic { object: "text" })?;
     key_file::decode(text).map(drop)
+}
+
+fn open_of_fleet(bytes: &[u8]) -> Result<(), FormatError> {
+    let id = enrolment::ENROLMENT;
+    Authority::decode(bytes)
+        .map(drop)
+        .or_else(|_| Invite::decode(bytes, id).map(drop))
+        .or_else(|_| Joined::decode(bytes, id).map(drop))
+        .or_else(|_| Revoked::decode(bytes, id).map(drop))
+}
+
+fn open_token(bytes: &[u8]) -> Result<(), FormatError> {
+    let text =
+        std::str::from_utf8(bytes).map_err(|_| FormatError::Unauthentic { object: "text" })?;
+    Token::decode(text).map(drop)
 }
 
 fn open_slot(bytes: &[u8]) -> Result<(), FormatError> {
@@ -269,6 +296,8 @@ fn any_bytes() -> impl Strategy<Value = Vec<u8>> {
         Just(b"TGIX\x01".to_vec()),
         Just(b"TGLR\x01".to_vec()),
         Just(b"TGLC\x01".to_vec()),
+        Just(b"TGEI\x01".to_vec()),
+        Just(b"TGEJ\x01".to_vec()),
         Just(b"tidegate key 1\n".to_vec()),
         Just(Vec::new()),
     ];
@@ -286,7 +315,7 @@ proptest! {
 
     #[test]
     fn made_up_bytes_open_nothing(bytes in any_bytes()) {
-        for open in [open_descriptor, open_key_file, open_slot, open_pack, open_segment, open_record, open_checkpoint] {
+        for open in [open_descriptor, open_key_file, open_slot, open_pack, open_segment, open_record, open_checkpoint, open_of_fleet, open_token] {
             prop_assert!(open(&bytes).is_err());
         }
         let _ = PackHeader::decode(&bytes);

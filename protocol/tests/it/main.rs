@@ -10,6 +10,7 @@
 )]
 
 mod discipline;
+mod enrolment;
 mod golden;
 mod hostile;
 mod rights;

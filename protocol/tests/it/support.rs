@@ -1,5 +1,7 @@
 //! A small repository with fixed secrets, and an example of every object in it.
 
+#[path = "support/enrolment.rs"]
+pub(crate) mod enrolment;
 #[path = "support/wire.rs"]
 pub(crate) mod wire;
 
