@@ -276,6 +276,7 @@ impl Request<'_> {
             .list(&request.prefix, after)
             .try_chunks(LIST_ENTRIES_MAX);
         let mut said = false;
+        let mut newest = None;
         loop {
             let page = match pages.next().await {
                 None => break,
@@ -289,6 +290,7 @@ impl Request<'_> {
                 self.say(&Nothing {}).await?;
                 said = true;
             }
+            newest = page.iter().rev().find_map(|entry| record::number_of(&entry.key)).or(newest);
             let entries = page.into_iter().map(|entry| ListEntry {
                 key: entry.key,
                 size: entry.size_bytes,
@@ -298,10 +300,15 @@ impl Request<'_> {
             };
             self.send(encode_part(&part).map_err(own)?.into()).await?;
         }
-        match said {
-            true => Ok(()),
-            false => self.say(&Nothing {}).await,
+        if !said {
+            self.say(&Nothing {}).await?;
         }
+        // Before the host knows of a record, so does this gateway: what the host asks for next is answered
+        // with all that the record has brought.
+        if let Some(number) = newest {
+            self.served().catch_up(number).await;
+        }
+        Ok(())
     }
 
     async fn append(&mut self) -> Answered {

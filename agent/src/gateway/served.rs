@@ -19,6 +19,9 @@ use tokio_util::sync::CancellationToken;
 /// How often the log is looked at for what other writers have appended.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
+/// How long a host waits for this gateway to learn what it is about to be told.
+const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// How long the gateway's own tries at the store may go on: shorter than a host waits for its answer,
 /// so that it learns what the matter is.
 const STORE_DEADLINE: Duration = Duration::from_secs(40);
@@ -100,6 +103,14 @@ impl Served {
             if stop.run_until_cancelled(pause).await.is_none() {
                 return;
             }
+        }
+    }
+
+    /// Replays the log up to `number`, which was seen in it, where that is new. What takes too long is
+    /// left to the next look: an index that lags costs uploads, nothing else.
+    pub(super) async fn catch_up(&self, number: u64) {
+        if number > *self.head.borrow() {
+            let _ = tokio::time::timeout(CATCH_UP_TIMEOUT, self.look()).await;
         }
     }
 

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 pub fn disk(mib: u64, seed: u64) -> TiledDisk {
     TiledDisk::new(mib * MIB, move |tile| match tile % 5 {
         0 => Tile::Hole,
-        _ => Tile::Data(seed * 1_000_000 + tile),
+        _ => Tile::Data(seed.wrapping_mul(1_000_003).wrapping_add(tile)),
     })
 }
 

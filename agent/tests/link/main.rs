@@ -7,11 +7,16 @@
     clippy::panic,
     clippy::cast_possible_truncation,
     dead_code,
+    unreachable_pub,
     reason = "tests"
 )]
 
 #[path = "../lab/mod.rs"]
 mod lab;
 
+mod abuse;
 mod everyday;
+mod going;
+mod raw;
+mod rights;
 mod site;
