@@ -117,6 +117,28 @@ pub fn install() -> Result<PrometheusHandle> {
     Ok(handle)
 }
 
+/// Adds to a counter.
+pub fn count(metric: Metric, labels: &[(&'static str, &str)], by: u64) {
+    metrics::counter!(metric.name, owned(labels)).increment(by);
+}
+
+/// Sets a gauge.
+pub fn set(metric: Metric, labels: &[(&'static str, &str)], to: f64) {
+    metrics::gauge!(metric.name, owned(labels)).set(to);
+}
+
+/// Adds a value to a histogram.
+pub fn observe(metric: Metric, labels: &[(&'static str, &str)], value: f64) {
+    metrics::histogram!(metric.name, owned(labels)).record(value);
+}
+
+fn owned(labels: &[(&'static str, &str)]) -> Vec<metrics::Label> {
+    labels
+        .iter()
+        .map(|(name, value)| metrics::Label::new(*name, (*value).to_owned()))
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
