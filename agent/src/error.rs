@@ -75,6 +75,27 @@ impl Kind {
             Self::Bug => "bug",
         }
     }
+
+    /// All kinds.
+    pub const ALL: [Self; 12] = [
+        Self::Config,
+        Self::Missing,
+        Self::Corrupt,
+        Self::Denied,
+        Self::Unavailable,
+        Self::NoSpace,
+        Self::BadInput,
+        Self::Conflict,
+        Self::Unsupported,
+        Self::Interrupted,
+        Self::Io,
+        Self::Bug,
+    ];
+
+    /// The kind that [`as_str`](Self::as_str) writes so.
+    pub fn from_word(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == text)
+    }
 }
 
 /// An error with its kind, the object it concerns, advice, and the chain of causes.

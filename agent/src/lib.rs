@@ -9,6 +9,8 @@
 //! | 0 | [`clock`], [`progress`] | the doors to clock and chance; counters of a running job |
 //! | 0 | [`allocator`], `buffers` | keeps memory from being hoarded; large memory that is used again |
 //! | 0 | [`durable`] | new files and folders that survive a power cut |
+//! | 0 | [`metrics`] | every metric once, and the door to them |
+//! | 0 | [`pace`] | a bound on bytes a second |
 //! | 0 | [`mod@format`] | image formats, and how they are told apart |
 //! | 1 | `sparse`, `qemu` | holes in files; QEMU's tools as child processes |
 //! | 1 | [`chunk`] | where chunks end, partition phase |
@@ -33,8 +35,10 @@ pub mod format;
 pub mod gateway;
 pub mod host;
 pub mod link;
+pub mod metrics;
 pub mod name;
 pub mod nbd;
+pub mod pace;
 pub mod progress;
 mod qemu;
 pub mod recover;

@@ -1,5 +1,6 @@
 //! Counters of a running job, shared with whoever shows them.
 
+use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// How far a backup, restore or verify has come. All in bytes.
@@ -14,7 +15,7 @@ pub struct Progress {
 }
 
 /// [`Progress`] at one moment.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
     /// What the job covers.
     pub total_bytes: u64,
@@ -56,6 +57,17 @@ counters! {
 }
 
 impl Progress {
+    /// Sets the counters to those of a job elsewhere.
+    pub fn set(&self, to: &Snapshot) {
+        let store = |counter: &AtomicU64, bytes| counter.store(bytes, Ordering::Relaxed);
+        store(&self.total, to.total_bytes);
+        store(&self.done, to.done_bytes);
+        store(&self.read, to.read_bytes);
+        store(&self.new, to.new_bytes);
+        store(&self.stored, to.stored_bytes);
+        store(&self.kept, to.kept_bytes);
+    }
+
     /// The counters now.
     pub fn snapshot(&self) -> Snapshot {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);

@@ -26,6 +26,7 @@ pub use images::{host_name, name_of, open_images};
 use crate::chunk::partition;
 use crate::clock;
 use crate::error::{Error, Kind, Result};
+use crate::pace::Pacer;
 use crate::progress::Progress;
 use crate::repository::point::{PointDisk, as_optional_text};
 use crate::repository::tree::TreeReader;
@@ -101,6 +102,8 @@ pub struct BackupSettings {
     /// How old this machine's last listing of the store's packs may be; where it is older, a backup
     /// begins with one, which is a request for each thousand packs, and stores anew what is gone.
     pub listing_age_max: Duration,
+    /// Bounds what is uploaded in a second; shared with other runs where they share a rate.
+    pub pacer: Option<Arc<Pacer>>,
 }
 
 impl Default for BackupSettings {
@@ -111,6 +114,7 @@ impl Default for BackupSettings {
             pack_bytes: 32 << 20,
             uploads_in_flight: 3,
             listing_age_max: LISTING_AGE_MAX,
+            pacer: None,
         }
     }
 }
@@ -350,6 +354,7 @@ async fn run(
             run,
             machine: request.machine.clone(),
             uploads_in_flight: request.settings.uploads_in_flight.max(1),
+            pacer: request.settings.pacer.clone(),
             halt: halt.clone(),
             stop: stop.clone(),
             segment: Segment::default(),

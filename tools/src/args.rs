@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 use tidegate_agent::config::COMPRESSION_LEVELS;
 use tidegate_agent::format::Format;
+use tidegate_agent::host::config::DEFAULT_SOCKET;
 use tidegate_protocol::descriptor::ChunkerParams;
 use tidegate_protocol::keys::{Level, SealPublicKey};
 
@@ -26,6 +27,8 @@ const ENVIRONMENT: &str = "\
 Environment:
   TIDEGATE_REPO, TIDEGATE_KEY, TIDEGATE_PASSPHRASE_FILE, TIDEGATE_CACHE_DIR, TIDEGATE_CONFIG
              like the options of the same names, which outrank them
+  TIDEGATE_SOCKET
+             where the host service listens, like --socket
   TIDEGATE_LOG
              what to log on stderr, such as debug or tidegate_agent=trace
   Credentials of S3, Azure and Google come from the variables and files that those clouds use.
@@ -127,6 +130,9 @@ pub(crate) enum Command {
     Diff(Diff),
     Restore(Restore),
     Verify(Verify),
+    Status(Status),
+    Run(Run),
+    Cancel(Cancel),
     #[command(subcommand)]
     Key(Key),
     #[command(subcommand)]
@@ -284,6 +290,55 @@ pub(crate) struct Verify {
     pub(crate) seed: Option<u64>,
     #[command(flatten)]
     pub(crate) access: Access,
+}
+
+/// Where the host service listens.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Service {
+    /// The host service's control socket
+    #[arg(help_heading = GENERAL, long, value_name = "PATH", env = "TIDEGATE_SOCKET", default_value = DEFAULT_SOCKET, value_hint = ValueHint::FilePath)]
+    pub(crate) socket: PathBuf,
+}
+
+/// Show how the machines of this host are: a machine a line.
+///
+/// The age of each machine's newest point beside what its policy promises, what came of its last run,
+/// when the next one is due, and how fast its disks are dealt with. Asks the host service, no store.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Status {
+    /// Show the runs to come instead, in their order
+    #[arg(long)]
+    pub(crate) plan: bool,
+    #[command(flatten)]
+    pub(crate) service: Service,
+}
+
+/// Have the host service back a machine up now.
+///
+/// It begins as soon as there is room, before all others. With --wait, Ctrl-C ends the waiting and
+/// not the run; `tidegate cancel` ends the run.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Run {
+    /// The machine
+    #[arg(value_name = "MACHINE", value_parser = parse::name)]
+    pub(crate) machine: String,
+    /// Show how it goes, and end as it ends
+    #[arg(long)]
+    pub(crate) wait: bool,
+    #[command(flatten)]
+    pub(crate) service: Service,
+}
+
+/// Stop the run of a machine that the host service has under way.
+///
+/// What has landed in the store is kept. The next run is the one that the policy has next.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Cancel {
+    /// The machine
+    #[arg(value_name = "MACHINE", value_parser = parse::name)]
+    pub(crate) machine: String,
+    #[command(flatten)]
+    pub(crate) service: Service,
 }
 
 /// Manage keys.

@@ -9,6 +9,7 @@ mod key;
 mod points;
 mod repo;
 mod restore;
+mod service;
 mod shell;
 mod soak;
 mod verify;
@@ -28,6 +29,9 @@ pub(crate) async fn run(args: Args, context: Context) -> Result<Outcome> {
         Command::Diff(args) => diff::run(global, args, &context).await,
         Command::Restore(args) => restore::run(global, args, &context).await,
         Command::Verify(args) => verify::run(global, args, &context).await,
+        Command::Status(args) => service::status(args, &context).await,
+        Command::Run(args) => service::run(args, &context).await,
+        Command::Cancel(args) => service::cancel(args, &context).await,
         Command::Key(args) => key::run(global, args, &context).await,
         Command::Gateway(args) => gateway::run(global, args, &context).await,
         Command::Repo(args) => repo::run(global, args, &context).await,

@@ -8,6 +8,7 @@ use super::assemble::Landed;
 use super::mend;
 use crate::clock;
 use crate::error::{Error, Kind, Result};
+use crate::pace::Pacer;
 use crate::progress::Progress;
 use crate::repository::index::{Index, LandedPack};
 use crate::repository::{Repository, blocking, refused};
@@ -150,6 +151,8 @@ pub(super) struct Publisher {
     pub(super) run: RunId,
     pub(super) machine: String,
     pub(super) uploads_in_flight: usize,
+    /// Asked before each pack and segment leaves.
+    pub(super) pacer: Option<Arc<Pacer>>,
     /// Cancelled when publishing fails: then there is no use in reading on.
     pub(super) halt: CancellationToken,
     /// Cancelled when the operator asks to stop.
@@ -198,7 +201,7 @@ impl Publisher {
         while open || !uploads.is_empty() {
             tokio::select! {
                 pack = packs.recv(), if open && uploads.len() < self.uploads_in_flight => match pack {
-                    Some(pack) => drop(uploads.spawn(upload(Arc::clone(&self.repository), pack, self.mends))),
+                    Some(pack) => drop(uploads.spawn(upload(Arc::clone(&self.repository), self.pacer.clone(), pack, self.mends))),
                     None => open = false,
                 },
                 Some(arrived) = uploads.join_next() => {
@@ -271,6 +274,9 @@ impl Publisher {
             blocking(move || segment.encode(repository.keys(), salt).map_err(refused)).await?;
         let length = bytes.len() as u64;
         let store = self.repository.store();
+        if let Some(pacer) = &self.pacer {
+            pacer.let_through(length).await;
+        }
         store
             .create_named_by_content(&id.object_key(), bytes.into())
             .await?;
@@ -373,6 +379,7 @@ impl Publisher {
                 tracing::info!(lost = %pack, anew = %sealed.id, "the pages of a lost tree pack are stored anew");
                 let arrived = upload(
                     Arc::clone(&self.repository),
+                    self.pacer.clone(),
                     ToPublish::tree(sealed),
                     self.mends,
                 );
@@ -442,6 +449,7 @@ async fn announce(
 /// its pages lie.
 async fn upload(
     repository: Arc<Repository>,
+    pacer: Option<Arc<Pacer>>,
     pack: ToPublish,
     index_pages: bool,
 ) -> Result<Arrived> {
@@ -453,6 +461,9 @@ async fn upload(
     } = pack;
     let length = bytes.len() as u64;
     let store = repository.store();
+    if let Some(pacer) = pacer {
+        pacer.let_through(length).await;
+    }
     store
         .create_named_by_content(&id.object_key(), bytes.clone())
         .await?;

@@ -1,0 +1,210 @@
+//! `tidegated`: the service, in one of its roles.
+//!
+//! Arguments → configuration → role. What it is not: an operator's tool; that is `tidegate`, which
+//! speaks to this program over its control socket. The log goes to standard error, one line an event,
+//! for journald to take.
+
+use clap::{Parser, Subcommand, ValueEnum, ValueHint};
+use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use tidegate_agent::host::config::{DEFAULT_FILE, Settings};
+use tidegate_agent::host::service;
+use tidegate_agent::{Error, Kind, Result, metrics};
+use tracing::{Level, Metadata};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+
+/// The tidegate service.
+///
+/// Started by systemd. `tidegate status` shows what it does.
+#[derive(Debug, Parser)]
+#[command(
+    name = "tidegated",
+    version,
+    propagate_version = true,
+    max_term_width = 100,
+    after_help = "Environment:\n  TIDEGATE_LOG  what to log, such as debug or tidegate_agent=trace [default: info]"
+)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Back up the machines of this host by their policies.
+    ///
+    /// SIGHUP reads the configuration again; one that is not valid is refused, and the old one stays
+    /// in force. SIGTERM stops: runs under way end cleanly and are taken up again at the next start.
+    Host {
+        /// The configuration file
+        #[arg(long, value_name = "FILE", default_value = DEFAULT_FILE, value_hint = ValueHint::FilePath)]
+        config: PathBuf,
+    },
+    /// Look at configuration files.
+    #[command(subcommand)]
+    Config(Config),
+}
+
+#[derive(Debug, Subcommand)]
+enum Config {
+    /// Check a configuration file, and print the settings in effect: a file that means the same, with
+    /// everything said that was left out.
+    ///
+    /// Nothing is opened but the file itself: whether keys, images and repositories are there is not
+    /// looked at.
+    Check {
+        /// Whose file it is
+        #[arg(long, default_value = "host")]
+        role: Role,
+        /// The file [default: the role's in /etc/tidegate]
+        #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+        file: Option<PathBuf>,
+    },
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Role {
+    Host,
+}
+
+fn main() -> ExitCode {
+    tidegate_agent::allocator::give_back_large_buffers();
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            // Where stdout or stderr is closed there is nobody left to tell.
+            let _ = error.print();
+            return match error.use_stderr() {
+                true => ExitCode::from(Kind::Config.exit_code()),
+                false => ExitCode::SUCCESS,
+            };
+        }
+    };
+    match run(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let mut text = format!("error: {}\n", error.chain());
+            if let Some(advice) = error.advice() {
+                text.push_str(&format!("hint: {advice}\n"));
+            }
+            // As above.
+            let _ = io::stderr().write_all(text.as_bytes());
+            ExitCode::from(error.kind().exit_code())
+        }
+    }
+}
+
+fn run(args: Args) -> Result<()> {
+    match args.command {
+        Command::Config(Config::Check { role, file }) => check(role, file),
+        Command::Host { config } => {
+            start_log();
+            let handle = metrics::install()?;
+            let options = service::Options {
+                file: config,
+                credentials: std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from),
+            };
+            runtime()?.block_on(service::run(options, handle))
+        }
+    }
+}
+
+/// The engine has worker threads of its own: what is left for the runtime is waiting.
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("tidegate-io")
+        .enable_all()
+        .build()
+        .map_err(|error| Error::io("cannot start the runtime", error))
+}
+
+fn check(role: Role, file: Option<PathBuf>) -> Result<()> {
+    let (text, remarks) = match role {
+        Role::Host => {
+            let settings = Settings::load(&file.unwrap_or_else(|| DEFAULT_FILE.into()))?;
+            (settings.effective()?, settings.remarks())
+        }
+    };
+    let mut said: String = remarks
+        .iter()
+        .map(|remark| format!("warning: {remark}\n"))
+        .collect();
+    said.push_str("note: recovery points are kept for good: this version deletes none\n");
+    // Whoever reads only one of the two may close the other.
+    let _ = io::stderr().write_all(said.as_bytes());
+    io::stdout()
+        .write_all(text.as_bytes())
+        .map_err(|error| Error::io("cannot write to standard output", error))
+}
+
+/// One line an event, to standard error. Under systemd each has its priority before it, and no time:
+/// journald takes both from there.
+fn start_log() {
+    let text = std::env::var("TIDEGATE_LOG").unwrap_or_default();
+    let filter = match text.trim() {
+        "" => None,
+        text => EnvFilter::try_new(text).ok(),
+    };
+    let not_understood = filter.is_none() && !text.trim().is_empty();
+    let filter = filter.unwrap_or_else(|| EnvFilter::new("info"));
+    let journal = std::env::var_os("JOURNAL_STREAM").is_some();
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_target(false)
+        .with_ansi(!journal && io::stderr().is_terminal())
+        .with_writer(Stderr { journal });
+    match journal {
+        true => log.without_time().with_level(false).init(),
+        false => log.init(),
+    }
+    if not_understood {
+        tracing::warn!("TIDEGATE_LOG={text:?} is not understood");
+    }
+}
+
+struct Stderr {
+    journal: bool,
+}
+
+/// Writes `<4>` and the like before a line.
+struct Prefixed(Option<&'static [u8]>);
+
+impl Write for Prefixed {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut stderr = io::stderr().lock();
+        if let Some(prefix) = self.0.take() {
+            // One call a line: lines of other threads do not come between.
+            let mut line = prefix.to_vec();
+            line.extend_from_slice(bytes);
+            stderr.write_all(&line)?;
+            return Ok(bytes.len());
+        }
+        stderr.write_all(bytes)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().lock().flush()
+    }
+}
+
+impl<'a> MakeWriter<'a> for Stderr {
+    type Writer = Prefixed;
+
+    fn make_writer(&'a self) -> Prefixed {
+        Prefixed(None)
+    }
+
+    fn make_writer_for(&'a self, meta: &Metadata<'_>) -> Prefixed {
+        let prefix: &[u8] = match *meta.level() {
+            Level::ERROR => b"<3>",
+            Level::WARN => b"<4>",
+            Level::INFO => b"<6>",
+            Level::DEBUG | Level::TRACE => b"<7>",
+        };
+        Prefixed(self.journal.then_some(prefix))
+    }
+}

@@ -1,0 +1,242 @@
+//! One run: hooks, the engine, and what came of it.
+//!
+//! Not a planner and no history: it is told what to back up, and reports. The invariants: the `post`
+//! hook runs whenever the `pre` hook was tried, also after a failure or a stop, so that what was
+//! frozen is thawed; a point that was made is never called a failure because of a hook.
+
+mod hook;
+
+use super::config::OnFailure;
+use super::machines::Selected;
+use super::state::Outcome;
+use crate::error::{Error, Kind, Result};
+use crate::pace::Pacer;
+use crate::progress::Progress;
+use crate::replicate::{self, BackupRequest, BackupSummary};
+use crate::repository::{Repository, blocking, read_key_file};
+use crate::source::OpenSettings;
+use crate::store::Store;
+use crate::{durable, host::config::RepositorySettings};
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
+
+/// A run to do.
+pub struct Job {
+    /// Its name, hexadecimal.
+    pub run: String,
+    /// The machine.
+    pub machine: String,
+    /// Its images, policy and repository.
+    pub selected: Selected,
+    /// The repository, open or not yet.
+    pub place: Arc<Place>,
+    /// The policy's rate.
+    pub pacer: Arc<Pacer>,
+}
+
+/// What came of a run.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// The point that was made.
+    pub summary: Option<BackupSummary>,
+    /// The moment that the machine's newest point holds, Unix time in nanoseconds; none where the
+    /// repository could not be opened.
+    pub point_unix_ns: Option<u64>,
+    /// Why there is no point.
+    pub error: Option<Error>,
+    /// What went wrong besides.
+    pub warning: Option<String>,
+}
+
+/// A repository that is opened when it is first needed, and again after it was refused.
+pub struct Place {
+    /// How to open it.
+    pub settings: Arc<RepositorySettings>,
+    credentials: Option<PathBuf>,
+    opened: Mutex<Option<Arc<Repository>>>,
+}
+
+impl Place {
+    /// Not opened yet. `credentials` is the folder of systemd's credentials.
+    pub fn new(settings: Arc<RepositorySettings>, credentials: Option<PathBuf>) -> Self {
+        Self {
+            settings,
+            credentials,
+            opened: Mutex::new(None),
+        }
+    }
+
+    /// The repository with what its log says now. Runs that need it at once share one opening.
+    async fn open(&self) -> Result<Arc<Repository>> {
+        let mut opened = self.opened.lock().await;
+        if let Some(repository) = opened.as_ref() {
+            repository.refresh().await?;
+            return Ok(Arc::clone(repository));
+        }
+        let settings = &self.settings;
+        let store = Store::open(&settings.location, &settings.store)?;
+        let key = settings.key.path(self.credentials.as_deref())?;
+        let cache = settings.cache_dir.clone();
+        let keys = blocking(move || {
+            durable::create_folder(&cache, 0o700).map_err(|error| {
+                Error::io(format!("cannot make the folder {}", cache.display()), error)
+            })?;
+            read_key_file(&key)
+        })
+        .await?;
+        let repository = Arc::new(Repository::open(store, keys, &settings.cache_dir).await?);
+        *opened = Some(Arc::clone(&repository));
+        Ok(repository)
+    }
+
+    /// Lets go of a repository whose key or place may be another by the next time.
+    async fn close_after(&self, error: &Error) {
+        if matches!(
+            error.kind(),
+            Kind::Denied | Kind::Missing | Kind::Config | Kind::Corrupt | Kind::Bug
+        ) {
+            *self.opened.lock().await = None;
+        }
+    }
+}
+
+/// Does the run; ends early after `stop`.
+pub async fn execute(job: &Job, progress: Arc<Progress>, stop: CancellationToken) -> Report {
+    let mut report = Report::default();
+    let policy = Arc::clone(&job.selected.policy);
+    let allowed = match &policy.pre {
+        None => Ok(()),
+        Some(pre) => match hook::run(pre, &environment(job, "pre"), &stop).await {
+            Err(error) if policy.pre_on_failure == OnFailure::Abort || stop.is_cancelled() => {
+                Err(error)
+            }
+            Err(error) => {
+                tracing::warn!(
+                    error = error.chain(),
+                    "the pre hook failed; the run goes on"
+                );
+                warn(&mut report, &error);
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        },
+    };
+    let done = match allowed {
+        Ok(()) => back_up(job, progress, &stop, &mut report.point_unix_ns).await,
+        Err(error) => Err(error),
+    };
+    if let Some(post) = &policy.post {
+        let mut environment = environment(job, "post");
+        let outcome = match &done {
+            Ok(_) => Outcome::Ok,
+            Err(error) if error.kind() == Kind::Interrupted => Outcome::Interrupted,
+            Err(_) => Outcome::Failed,
+        };
+        environment.push(("TIDEGATE_RESULT", outcome.as_str().to_owned()));
+        match &done {
+            Ok(summary) => {
+                let point = summary.point.map(|point| point.to_string());
+                environment.push(("TIDEGATE_POINT", point.unwrap_or_default()));
+            }
+            Err(error) => environment.push(("TIDEGATE_ERROR", error.chain())),
+        }
+        // It undoes what `pre` did: a stop does not spare it, its time-out does.
+        if let Err(error) = hook::run(post, &environment, &CancellationToken::new()).await {
+            tracing::warn!(error = error.chain(), "the post hook failed");
+            warn(&mut report, &error);
+        }
+    }
+    match done {
+        Ok(summary) => report.summary = Some(summary),
+        Err(error) => report.error = Some(error),
+    }
+    report
+}
+
+async fn back_up(
+    job: &Job,
+    progress: Arc<Progress>,
+    stop: &CancellationToken,
+    point_unix_ns: &mut Option<u64>,
+) -> Result<BackupSummary> {
+    let stopped = || {
+        Error::new(
+            Kind::Interrupted,
+            format!("the backup of {} was stopped as asked", job.machine),
+        )
+    };
+    let opened = tokio::select! {
+        opened = job.place.open() => opened,
+        () = stop.cancelled() => return Err(stopped()),
+    };
+    let repository = match opened {
+        Ok(repository) => repository,
+        Err(error) => {
+            job.place.close_after(&error).await;
+            return Err(error);
+        }
+    };
+    let reading = &job.selected.reading;
+    let how = OpenSettings {
+        format: reading.format,
+        backing_folders: reading.backing_folders.clone(),
+        skip_check: reading.skip_check,
+    };
+    let done = async {
+        let disks = replicate::open_images(&job.selected.images, &how).await?;
+        if stop.is_cancelled() {
+            return Err(stopped());
+        }
+        let mut settings = job.place.settings.backup();
+        settings.pacer = Some(Arc::clone(&job.pacer));
+        let request = BackupRequest {
+            machine: job.machine.clone(),
+            disks,
+            host: replicate::host_name(),
+            dry_run: false,
+            settings,
+        };
+        let done = replicate::backup(&repository, request, progress, stop.clone()).await;
+        if let Err(error) = &done {
+            job.place.close_after(error).await;
+        }
+        done
+    }
+    .await;
+    // Also after a failure: points may have been made by hand.
+    *point_unix_ns = newest_point(&repository, &job.machine).await;
+    done
+}
+
+async fn newest_point(repository: &Arc<Repository>, machine: &str) -> Option<u64> {
+    let (repository, machine) = (Arc::clone(repository), machine.to_owned());
+    match blocking(move || repository.points(Some(&machine))).await {
+        Ok(mut points) => points.pop().map(|point| point.taken_unix_ns),
+        Err(error) => {
+            tracing::warn!(
+                error = error.chain(),
+                "cannot tell the machine's newest point"
+            );
+            None
+        }
+    }
+}
+
+fn environment(job: &Job, hook: &str) -> Vec<(&'static str, String)> {
+    vec![
+        ("TIDEGATE_HOOK", hook.to_owned()),
+        ("TIDEGATE_MACHINE", job.machine.clone()),
+        ("TIDEGATE_RUN", job.run.clone()),
+        ("TIDEGATE_REPOSITORY", job.place.settings.name.clone()),
+    ]
+}
+
+fn warn(report: &mut Report, error: &Error) {
+    let text = error.chain();
+    report.warning = Some(match report.warning.take() {
+        None => text,
+        Some(before) => format!("{before}; {text}"),
+    });
+}

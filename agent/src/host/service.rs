@@ -1,0 +1,387 @@
+//! The host service: one loop that owns everything, and tasks that do the work.
+//!
+//! ```text
+//! signals ─┐                       ┌─► runs (a task each) ──┐
+//! orders ──┼─► loop: plan, start ──┼─► look at the disks ───┼─► back to the loop
+//! time ────┘                       └─► history (a thread) ──┘
+//! ```
+//!
+//! The loop never waits for a disk or a store: it only starts things and hears of their ends. What it
+//! tells systemd's watchdog is that it goes round. The invariants: a machine has at most one run; a
+//! configuration that is not valid changes nothing; and when it stops, every run has ended, or was
+//! given up after a bounded time, and stands in the history as interrupted.
+
+mod core;
+mod orders;
+
+pub(super) use orders::{Answer, Orders, Seen};
+
+use self::core::Core;
+use super::config::{DEFAULT_FILE, Settings};
+use super::control::{self, Listener};
+use super::machines::{Selection, select};
+use super::run::Report;
+use super::state::State;
+use crate::clock;
+use crate::error::{Error, Kind, Result};
+use crate::metrics::{PrometheusHandle, listen};
+use crate::repository::blocking;
+use sd_notify::NotifyState;
+use std::collections::HashMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::{Id, JoinError, JoinHandle, JoinSet};
+
+/// How often the disks are looked at for machines, and what changes with time is reckoned anew: the
+/// clock may have been set meanwhile.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+
+/// After how long without a round of the loop `/health` says that something is wrong.
+const BEAT_AGE_MAX: Duration = Duration::from_secs(60);
+
+/// What the service is started with.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The configuration file.
+    pub file: PathBuf,
+    /// The folder of systemd's credentials, where there is one.
+    pub credentials: Option<PathBuf>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            file: DEFAULT_FILE.into(),
+            credentials: None,
+        }
+    }
+}
+
+/// Runs until SIGTERM or SIGINT.
+///
+/// # Errors
+/// Where the service cannot start: [`Kind::Config`] for its configuration, [`Kind::Conflict`] where
+/// another one is running.
+pub async fn run(options: Options, metrics: PrometheusHandle) -> Result<()> {
+    let mut signals = Signals::new()?;
+    let settings = load(options.file.clone()).await?;
+    let _alone = lock(&settings.service.socket)?;
+    let now = clock::now_unix_ns();
+    let state_dir = settings.service.state_dir.clone();
+    let (state, remembered) = blocking(move || State::open(&state_dir, now)).await?;
+    let mut core = Core::new(options, settings, state, remembered);
+    let first = core.settings();
+    core.adopt(now, blocking(move || Ok(select(&first))).await?);
+    for remark in core.remarks() {
+        tracing::warn!("{remark}");
+    }
+
+    let service = core.settings().service.clone();
+    let socket = Listener::bind(&service.socket, &service.socket_group)?;
+    let (orders, mut ordered) = Orders::new();
+    let mut servers = JoinSet::new();
+    servers.spawn(control::serve(socket, orders));
+    let beat = Arc::new(Beat::new());
+    if let Some(address) = service.listen {
+        let listener = listen::bind(address).await?;
+        let beat = Arc::clone(&beat);
+        let health = Arc::new(move || beat.health());
+        servers.spawn(listen::serve(listener, metrics, health));
+        tracing::info!(%address, "serving /metrics and /health");
+    }
+    tracing::info!(
+        machines = core.machines(),
+        socket = %service.socket.display(),
+        "the host service is ready"
+    );
+    notify(&[NotifyState::Ready]);
+
+    let mut runs = Runs::default();
+    let mut looking: Option<JoinHandle<Result<Selection>>> = None;
+    let mut looked = Instant::now();
+    loop {
+        let now = clock::now_unix_ns();
+        let wake = core.step(now, &mut runs);
+        beat.now();
+        notify(&[NotifyState::Watchdog]);
+        if looking.is_none() && looked.elapsed() >= LOOK_EVERY {
+            let settings = core.settings();
+            looking = Some(tokio::spawn(blocking(move || Ok(select(&settings)))));
+        }
+        tokio::select! {
+            biased;
+            told = signals.next() => match told {
+                Told::Stop => break,
+                Told::Reload => {
+                    // What was refused was said already.
+                    let _ = reload(&mut core, &mut looking).await;
+                    looked = Instant::now();
+                }
+            },
+            Some(order) = ordered.recv() => {
+                let (request, answer) = order;
+                if request == control::Request::Reload {
+                    let done = reload(&mut core, &mut looking).await;
+                    looked = Instant::now();
+                    // Who asked may have gone.
+                    let _ = answer.send(done.map(|()| Answer::done("the configuration was read again")));
+                } else {
+                    let _ = answer.send(core.order(clock::now_unix_ns(), request));
+                }
+            }
+            Some((machine, report)) = runs.next() => {
+                core.ended(clock::now_unix_ns(), &machine, report);
+            }
+            found = finished(&mut looking) => {
+                looking = None;
+                looked = Instant::now();
+                match found {
+                    Ok(selection) => core.adopt(clock::now_unix_ns(), selection),
+                    Err(error) => tracing::error!(error = error.chain(), "cannot look for machines"),
+                }
+            }
+            () = tokio::time::sleep(wake.min(LOOK_EVERY).min(watchdog_pause())) => {}
+        }
+    }
+
+    notify(&[NotifyState::Stopping]);
+    stop(&mut core, &mut runs, service.stop_grace).await;
+    servers.shutdown().await;
+    blocking(move || {
+        core.close();
+        Ok(())
+    })
+    .await?;
+    tracing::info!("the host service has stopped");
+    Ok(())
+}
+
+/// Runs under way.
+#[derive(Default)]
+struct Runs {
+    tasks: JoinSet<Report>,
+    machines: HashMap<Id, String>,
+}
+
+impl Runs {
+    fn spawn(&mut self, machine: &str, run: impl Future<Output = Report> + Send + 'static) {
+        let id = self.tasks.spawn(run).id();
+        self.machines.insert(id, machine.to_owned());
+    }
+
+    /// The next one that has ended; none where none is under way.
+    async fn next(&mut self) -> Option<(String, Report)> {
+        let (id, report) = match self.tasks.join_next_with_id().await? {
+            Ok((id, report)) => (id, report),
+            Err(error) => (error.id(), broken(error)),
+        };
+        Some((self.machines.remove(&id)?, report))
+    }
+}
+
+fn broken(error: JoinError) -> Report {
+    let error = match error.is_cancelled() {
+        true => Error::new(
+            Kind::Interrupted,
+            "the run did not stop in time and was given up",
+        ),
+        false => Error::new(Kind::Bug, "the run broke down").caused_by(error),
+    };
+    Report {
+        error: Some(error),
+        ..Report::default()
+    }
+}
+
+/// Ends all runs: as they wish for a while, then at once.
+async fn stop(core: &mut Core, runs: &mut Runs, grace: Duration) {
+    let running = core.stop();
+    if running > 0 {
+        tracing::info!(runs = running, "stopping the runs under way");
+    }
+    let deadline = tokio::time::Instant::now() + grace;
+    let mut watchdog = tokio::time::interval(LOOK_EVERY.min(watchdog_pause()));
+    loop {
+        tokio::select! {
+            next = runs.next() => match next {
+                Some((machine, report)) => core.ended(clock::now_unix_ns(), &machine, report),
+                None => return,
+            },
+            _ = watchdog.tick() => notify(&[NotifyState::Watchdog]),
+            () = tokio::time::sleep_until(deadline) => break,
+        }
+    }
+    tracing::warn!("runs did not stop in time: they are given up");
+    runs.tasks.abort_all();
+    while let Some((machine, report)) = runs.next().await {
+        core.ended(clock::now_unix_ns(), &machine, report);
+    }
+}
+
+/// Reads the configuration again, and looks which machines there are by it. What is not valid changes
+/// nothing.
+async fn reload(
+    core: &mut Core,
+    looking: &mut Option<JoinHandle<Result<Selection>>>,
+) -> Result<()> {
+    let mut state = vec![NotifyState::Reloading];
+    state.extend(NotifyState::monotonic_usec_now().ok());
+    notify(&state);
+    let loaded: Result<_> = async {
+        let settings = Arc::new(load(core.file()).await?);
+        let of = Arc::clone(&settings);
+        let selection = blocking(move || Ok(select(&of))).await?;
+        Ok((settings, selection))
+    }
+    .await;
+    match loaded {
+        Ok((settings, selection)) => {
+            // A look by the old settings would find what they say.
+            if let Some(old) = looking.take() {
+                old.abort();
+            }
+            core.reconfigure(clock::now_unix_ns(), settings, selection);
+            tracing::info!(
+                machines = core.machines(),
+                "the configuration was read again"
+            );
+            notify(&[NotifyState::Ready, NotifyState::Status("")]);
+            Ok(())
+        }
+        Err(error) => {
+            tracing::error!(
+                error = error.chain(),
+                "the new configuration is refused: the old one stays in force"
+            );
+            notify(&[
+                NotifyState::Ready,
+                NotifyState::Status("the new configuration was refused: the old one is in force"),
+            ]);
+            core.refuse(&error);
+            Err(error)
+        }
+    }
+}
+
+async fn load(file: PathBuf) -> Result<Settings> {
+    blocking(move || Settings::load(&file)).await
+}
+
+async fn finished(looking: &mut Option<JoinHandle<Result<Selection>>>) -> Result<Selection> {
+    match looking {
+        None => std::future::pending().await,
+        Some(task) => match task.await {
+            Ok(found) => found,
+            Err(error) => {
+                Err(Error::new(Kind::Bug, "the look at the disks broke down").caused_by(error))
+            }
+        },
+    }
+}
+
+/// Makes sure that no other service uses this socket; the lock ends with the process.
+fn lock(socket: &Path) -> Result<File> {
+    use rustix::fs::{FlockOperation, flock};
+    let mut path = socket.as_os_str().to_owned();
+    path.push(".lock");
+    let path = PathBuf::from(path);
+    let cannot = |error| Error::io(format!("cannot make the lock {}", path.display()), error);
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).map_err(cannot)?;
+    }
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(cannot)?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::new(
+            Kind::Conflict,
+            format!("another host service is running at {}", socket.display()),
+        )
+        .advise("stop it first, or give this one another socket and state_dir")),
+        Err(error) => Err(cannot(error.into())),
+    }
+}
+
+/// What the operating system tells the service.
+enum Told {
+    Stop,
+    Reload,
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self> {
+        let listen =
+            |kind| signal(kind).map_err(|error| Error::io("cannot listen for signals", error));
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            hang_up: listen(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> Told {
+        tokio::select! {
+            _ = self.terminate.recv() => Told::Stop,
+            _ = self.interrupt.recv() => Told::Stop,
+            _ = self.hang_up.recv() => Told::Reload,
+        }
+    }
+}
+
+/// When the loop last went round.
+struct Beat {
+    began: Instant,
+    millis: AtomicU64,
+}
+
+impl Beat {
+    fn new() -> Self {
+        Self {
+            began: Instant::now(),
+            millis: AtomicU64::new(0),
+        }
+    }
+
+    fn elapsed(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn now(&self) {
+        self.millis.store(self.elapsed(), Ordering::Relaxed);
+    }
+
+    fn health(&self) -> (bool, serde_json::Value) {
+        let age = self
+            .elapsed()
+            .saturating_sub(self.millis.load(Ordering::Relaxed));
+        let well = u128::from(age) <= BEAT_AGE_MAX.as_millis();
+        let word = if well { "ok" } else { "stalled" };
+        (well, serde_json::json!({ "role": "host", "status": word }))
+    }
+}
+
+/// Tells systemd, where it started us.
+fn notify(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!(%error, "cannot tell systemd how the service is");
+    }
+}
+
+/// How often the watchdog wants to hear of us: thrice in its time.
+fn watchdog_pause() -> Duration {
+    sd_notify::watchdog_enabled().map_or(Duration::MAX, |time| time / 3)
+}

@@ -1,0 +1,167 @@
+//! Every metric that the service tells of itself: its name, unit and meaning, once.
+//!
+//! Local state only: no metric costs a request to a store. Names are Prometheus's: base units, and a
+//! suffix that says which; what only grows ends in `_total`.
+
+pub mod listen;
+
+use crate::error::{Error, Kind, Result};
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
+use metrics_util::MetricKindMask;
+use std::time::Duration;
+
+pub use metrics_exporter_prometheus::PrometheusHandle;
+
+/// Gauges of machines that are no more disappear after this time without being set.
+const GAUGE_LIFE: Duration = Duration::from_secs(120);
+
+/// How long runs take, in seconds: from a machine where nothing changed to a first backup of days.
+const RUN_SECONDS: [f64; 12] = [
+    1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 1800.0, 3600.0, 7200.0, 14_400.0, 43_200.0, 86_400.0,
+];
+
+/// What a metric counts or measures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sort {
+    /// Only grows.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// How often a value was how large.
+    Histogram,
+}
+
+/// A metric.
+#[derive(Debug, Clone, Copy)]
+pub struct Metric {
+    /// Its name.
+    pub name: &'static str,
+    sort: Sort,
+    unit: Unit,
+    meaning: &'static str,
+}
+
+macro_rules! metrics {
+    ($($constant:ident: $sort:ident $unit:ident $name:literal, $meaning:literal;)+) => {
+        $(
+            #[doc = $meaning]
+            pub const $constant: Metric = Metric {
+                name: $name,
+                sort: Sort::$sort,
+                unit: Unit::$unit,
+                meaning: $meaning,
+            };
+        )+
+
+        /// All of them.
+        pub const ALL: &[Metric] = &[$($constant),+];
+    };
+}
+
+metrics! {
+    HOST_RUNS: Counter Count "tidegate_host_runs_total",
+        "Runs that ended, by machine and result: ok, failed, interrupted, cancelled";
+    HOST_RUN_SECONDS: Histogram Seconds "tidegate_host_run_seconds",
+        "How long runs took, by result";
+    HOST_READ_BYTES: Counter Bytes "tidegate_host_read_bytes_total",
+        "Bytes read from disks by runs that ended, by repository";
+    HOST_STORED_BYTES: Counter Bytes "tidegate_host_stored_bytes_total",
+        "Bytes uploaded by runs that ended, by repository";
+    HOST_RUNNING: Gauge Count "tidegate_host_running",
+        "Runs under way";
+    HOST_WAITING: Gauge Count "tidegate_host_waiting",
+        "Machines that are due and wait for room";
+    HOST_UNPROTECTED: Gauge Count "tidegate_host_unprotected_machines",
+        "Machines that were found and are in no group";
+    HOST_GONE: Gauge Count "tidegate_host_gone_machines",
+        "Machines whose images a pattern found earlier and finds no longer";
+    HOST_POINT_TIME: Gauge Seconds "tidegate_host_machine_newest_point_timestamp_seconds",
+        "The moment that a machine's newest point holds, Unix time; not there before the first point";
+    HOST_RPO_ACHIEVED: Gauge Seconds "tidegate_host_machine_rpo_achieved_seconds",
+        "Age of a machine's newest point, or of its first sight where it has none";
+    HOST_RPO_PROMISED: Gauge Seconds "tidegate_host_machine_rpo_promised_seconds",
+        "The promise of a machine's policy, where it makes one";
+    HOST_FAILURES: Gauge Count "tidegate_host_machine_failures",
+        "Runs of a machine that failed since the last one that did not";
+    HOST_HISTORY_TROUBLE: Gauge Count "tidegate_host_history_trouble",
+        "1 where the history of runs cannot be written";
+    HOST_RELOAD_TROUBLE: Gauge Count "tidegate_host_reload_trouble",
+        "1 where the configuration file was refused at the last reload";
+}
+
+/// Begins to count, for this whole process; the handle renders what was counted.
+///
+/// # Errors
+/// [`Kind::Bug`] where it was begun before.
+pub fn install() -> Result<PrometheusHandle> {
+    let broken = |error: metrics_exporter_prometheus::BuildError| {
+        Error::new(Kind::Bug, "cannot set up the metrics").caused_by(error)
+    };
+    let handle = PrometheusBuilder::new()
+        .idle_timeout(MetricKindMask::GAUGE, Some(GAUGE_LIFE))
+        .set_buckets_for_metric(
+            Matcher::Full(HOST_RUN_SECONDS.name.to_owned()),
+            &RUN_SECONDS,
+        )
+        .map_err(broken)?
+        .install_recorder()
+        .map_err(broken)?;
+    for metric in ALL {
+        match metric.sort {
+            Sort::Counter => describe_counter!(metric.name, metric.unit, metric.meaning),
+            Sort::Gauge => describe_gauge!(metric.name, metric.unit, metric.meaning),
+            Sort::Histogram => describe_histogram!(metric.name, metric.unit, metric.meaning),
+        }
+    }
+    Ok(handle)
+}
+
+/// Adds to a counter.
+pub fn count(metric: Metric, labels: &[(&'static str, &str)], by: u64) {
+    metrics::counter!(metric.name, owned(labels)).increment(by);
+}
+
+/// Sets a gauge.
+pub fn set(metric: Metric, labels: &[(&'static str, &str)], to: f64) {
+    metrics::gauge!(metric.name, owned(labels)).set(to);
+}
+
+/// Adds a value to a histogram.
+pub fn observe(metric: Metric, labels: &[(&'static str, &str)], value: f64) {
+    metrics::histogram!(metric.name, owned(labels)).record(value);
+}
+
+fn owned(labels: &[(&'static str, &str)]) -> Vec<metrics::Label> {
+    labels
+        .iter()
+        .map(|(name, value)| metrics::Label::new(*name, (*value).to_owned()))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn names_are_unique_and_say_their_sort_and_unit() {
+        let mut names = HashSet::new();
+        for metric in ALL {
+            let name = metric.name;
+            assert!(names.insert(name), "{name} is there twice");
+            assert!(name.starts_with("tidegate_"), "{name}");
+            assert_eq!(
+                metric.sort == Sort::Counter,
+                name.ends_with("_total"),
+                "{name}"
+            );
+            let unit = match metric.unit {
+                Unit::Seconds => "seconds",
+                Unit::Bytes => "bytes",
+                _ => "",
+            };
+            assert!(name.contains(unit), "{name} does not say {unit}");
+        }
+    }
+}
