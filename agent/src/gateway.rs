@@ -10,6 +10,7 @@
 //! | `served` | a repository, kept at the head of its log |
 //! | `room` | memory that is shared out before it is taken |
 //! | `metrics` | what is counted |
+//! | [`service`] | signals, systemd, monitoring |
 //!
 //! A gateway keeps no state that the bucket does not hold, so several may serve one repository, and any
 //! of them may die at any moment. The invariants: what was acknowledged is durable in the store; nothing
@@ -24,6 +25,7 @@ mod requests;
 mod room;
 mod rules;
 mod served;
+pub mod service;
 
 pub use config::GatewayConfig;
 pub use served::{Served, ServedSettings};
@@ -53,7 +55,7 @@ const CERTIFICATE_EVERY: Duration = Duration::from_secs(3600);
 const PRESENT_EVERY: Duration = Duration::from_secs(1);
 
 /// Bounds of a gateway.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
     /// Memory for what hosts send and read, in bytes: half of it for bodies and windows of what they
     /// send, a quarter for what is read for them.
@@ -90,7 +92,6 @@ impl Gateway {
     /// # Errors
     /// [`Kind::Config`] for an address that cannot be listened on, and what [`Authority::load`] says.
     pub async fn start(config: GatewayConfig) -> Result<Self> {
-        metrics::describe();
         let path = config.authority_key.clone();
         let key = blocking(move || {
             let pem = std::fs::read_to_string(&path).map_err(|error| {

@@ -21,6 +21,11 @@ const RUN_SECONDS: [f64; 12] = [
     1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 1800.0, 3600.0, 7200.0, 14_400.0, 43_200.0, 86_400.0,
 ];
 
+/// How long requests take, in seconds: from an answer out of memory to a pack over a slow line.
+const REQUEST_SECONDS: [f64; 12] = [
+    0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 300.0,
+];
+
 /// What a metric counts or measures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sort {
@@ -88,6 +93,22 @@ metrics! {
         "1 where the history of runs cannot be written";
     HOST_RELOAD_TROUBLE: Gauge Count "tidegate_host_reload_trouble",
         "1 where the configuration file was refused at the last reload";
+    GATEWAY_CONNECTIONS: Counter Count "tidegate_gateway_connections_total",
+        "Connections, by what became of them: accepted, refused, joined";
+    GATEWAY_HOSTS: Gauge Count "tidegate_gateway_hosts",
+        "Hosts that are connected";
+    GATEWAY_REQUESTS: Counter Count "tidegate_gateway_requests_total",
+        "Requests answered, by kind and status";
+    GATEWAY_REQUEST_SECONDS: Histogram Seconds "tidegate_gateway_request_seconds",
+        "How long requests took, from their first byte to the last of the answer, by kind";
+    GATEWAY_UNDER_WAY: Gauge Count "tidegate_gateway_requests_under_way",
+        "Requests under way";
+    GATEWAY_ROOM: Gauge Bytes "tidegate_gateway_room_taken_bytes",
+        "Memory taken by bodies, by direction: in, out";
+    GATEWAY_STORE_ANSWERS: Gauge Count "tidegate_gateway_store_answers",
+        "1 where a repository's store answered when it was last asked, else 0";
+    GATEWAY_LOG_HEAD: Gauge Count "tidegate_gateway_log_head",
+        "The number of a repository's last log record";
 }
 
 /// Begins to count, for this whole process; the handle renders what was counted.
@@ -103,6 +124,11 @@ pub fn install() -> Result<PrometheusHandle> {
         .set_buckets_for_metric(
             Matcher::Full(HOST_RUN_SECONDS.name.to_owned()),
             &RUN_SECONDS,
+        )
+        .map_err(broken)?
+        .set_buckets_for_metric(
+            Matcher::Full(GATEWAY_REQUEST_SECONDS.name.to_owned()),
+            &REQUEST_SECONDS,
         )
         .map_err(broken)?
         .install_recorder()

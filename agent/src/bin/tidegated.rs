@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand, ValueEnum, ValueHint};
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use tidegate_agent::gateway::{self, GatewayConfig};
 use tidegate_agent::host::config::{DEFAULT_FILE, Settings};
 use tidegate_agent::host::service;
 use tidegate_agent::{Error, Kind, Result, metrics};
@@ -42,6 +43,15 @@ enum Command {
         #[arg(long, value_name = "FILE", default_value = DEFAULT_FILE, value_hint = ValueHint::FilePath)]
         config: PathBuf,
     },
+    /// Serve hosts over QUIC, beside the bucket.
+    ///
+    /// SIGTERM stops: hosts are told to go on with another gateway, and what is under way is answered
+    /// first. SIGHUP reads the configuration again and says what a restart would change.
+    Gateway {
+        /// The configuration file
+        #[arg(long, value_name = "FILE", default_value = gateway::config::DEFAULT_FILE, value_hint = ValueHint::FilePath)]
+        config: PathBuf,
+    },
     /// Look at configuration files.
     #[command(subcommand)]
     Config(Config),
@@ -67,6 +77,7 @@ enum Config {
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Role {
     Host,
+    Gateway,
 }
 
 fn main() -> ExitCode {
@@ -108,6 +119,11 @@ fn run(args: Args) -> Result<()> {
             };
             runtime()?.block_on(service::run(options, handle))
         }
+        Command::Gateway { config } => {
+            start_log();
+            let handle = metrics::install()?;
+            runtime()?.block_on(gateway::service::run(config, handle))
+        }
     }
 }
 
@@ -125,14 +141,20 @@ fn check(role: Role, file: Option<PathBuf>) -> Result<()> {
     let (text, remarks) = match role {
         Role::Host => {
             let settings = Settings::load(&file.unwrap_or_else(|| DEFAULT_FILE.into()))?;
-            (settings.effective()?, settings.remarks())
+            let mut remarks = settings.remarks();
+            for remark in &mut remarks {
+                remark.insert_str(0, "warning: ");
+            }
+            let note = "note: recovery points are kept for good: this version deletes none";
+            remarks.push(note.to_owned());
+            (settings.effective()?, remarks)
+        }
+        Role::Gateway => {
+            let file = file.unwrap_or_else(|| gateway::config::DEFAULT_FILE.into());
+            (GatewayConfig::read(&file)?.effective()?, Vec::new())
         }
     };
-    let mut said: String = remarks
-        .iter()
-        .map(|remark| format!("warning: {remark}\n"))
-        .collect();
-    said.push_str("note: recovery points are kept for good: this version deletes none\n");
+    let said: String = remarks.iter().map(|remark| format!("{remark}\n")).collect();
     // Whoever reads only one of the two may close the other.
     let _ = io::stderr().write_all(said.as_bytes());
     io::stdout()

@@ -8,7 +8,7 @@ use super::served::ServedSettings;
 use crate::config::{WrittenStore, from_folder, place_from_folder, within};
 use crate::error::{Error, Kind, Result};
 use crate::store::StoreSettings;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ pub const DEFAULT_FILE: &str = "/etc/tidegate/gateway.toml";
 const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
 
 /// What a gateway is to do.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct GatewayConfig {
     /// UDP addresses to listen on.
     pub listen: Vec<SocketAddr>,
@@ -39,7 +39,7 @@ pub struct GatewayConfig {
     pub store: StoreSettings,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct Written {
     listen: Option<Vec<SocketAddr>>,
@@ -57,7 +57,7 @@ struct Written {
     store: WrittenStore,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct WrittenRepository {
     location: String,
@@ -163,6 +163,46 @@ impl GatewayConfig {
     }
 }
 
+impl GatewayConfig {
+    /// A file that means the same, with everything said that was left out.
+    ///
+    /// # Errors
+    /// [`Kind::Bug`] where the settings cannot be written as TOML.
+    pub fn effective(&self) -> Result<String> {
+        let first = self.repositories.first();
+        let written = Written {
+            listen: Some(self.listen.clone()),
+            fleet: self.fleet.clone(),
+            authority_key: self.authority_key.clone(),
+            metrics: self.metrics,
+            cache_dir: first.map(|served| served.cache_dir.clone()),
+            memory_mib: Some(self.limits.memory_bytes >> 20),
+            connections_max: Some(self.limits.connections_max),
+            requests_per_connection_max: Some(self.limits.requests_max),
+            revocations_every_seconds: Some(self.limits.revocations_every.as_secs()),
+            repository: self
+                .repositories
+                .iter()
+                .map(|served| {
+                    let repository = WrittenRepository {
+                        location: served.location.clone(),
+                        key: served.key.clone(),
+                    };
+                    (served.name.clone(), repository)
+                })
+                .collect(),
+            store: WrittenStore {
+                connect_timeout_seconds: Some(self.store.connect_timeout.as_secs()),
+                request_timeout_seconds: Some(self.store.request_timeout.as_secs()),
+                operation_deadline_seconds: Some(self.store.operation_deadline.as_secs()),
+            },
+        };
+        toml::to_string_pretty(&written).map_err(|error| {
+            Error::new(Kind::Bug, "cannot write the settings as TOML").caused_by(error)
+        })
+    }
+}
+
 /// All addresses of the machine: an IPv6 wildcard serves IPv4 too.
 fn default_listen() -> Vec<SocketAddr> {
     let port = crate::store::location::GATEWAY_PORT;
@@ -232,6 +272,13 @@ mod tests {
         assert!(parse("fleet = 'x'\nauthority_key = 'k'").is_err());
         assert!(parse(&LEAST.replace("./repo", "quic://gw2/main")).is_err());
         assert!(GatewayConfig::parse(LEAST, Path::new("/etc"), None).is_err());
+    }
+
+    #[test]
+    fn what_is_in_effect_means_the_same() {
+        let config = parse(LEAST).unwrap();
+        let effective = config.effective().unwrap();
+        assert_eq!(parse(&effective).unwrap(), config, "{effective}");
     }
 
     #[test]

@@ -290,7 +290,11 @@ impl Request<'_> {
                 self.say(&Nothing {}).await?;
                 said = true;
             }
-            newest = page.iter().rev().find_map(|entry| record::number_of(&entry.key)).or(newest);
+            newest = page
+                .iter()
+                .rev()
+                .find_map(|entry| record::number_of(&entry.key))
+                .or(newest);
             let entries = page.into_iter().map(|entry| ListEntry {
                 key: entry.key,
                 size: entry.size_bytes,

@@ -27,7 +27,7 @@ const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(10);
 const STORE_DEADLINE: Duration = Duration::from_secs(40);
 
 /// Where a served repository is, as valid settings.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServedSettings {
     /// What hosts call it.
     pub name: String,

@@ -12,7 +12,8 @@ mod units;
 mod validate;
 mod written;
 
-pub use written::{Congestion, OnFailure};
+pub use crate::link::congestion::Congestion;
+pub use written::OnFailure;
 
 use super::glob;
 use crate::error::{Error, Kind, Result};

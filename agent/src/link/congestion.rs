@@ -50,12 +50,14 @@ mod tests;
 use model::Model;
 use quinn::congestion::{Controller, ControllerFactory};
 use quinn_proto::RttEstimator;
+use serde::{Deserialize, Serialize};
 use std::any::Any;
 use std::sync::Arc;
 use std::time::Instant;
 
 /// How a connection shares a bottleneck with others.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Congestion {
     /// Fills the path whatever its random loss. Beside loss-based flows it takes at least their
     /// share, and most of a bottleneck whose queue is short.

@@ -23,7 +23,11 @@ use tokio::time::timeout;
 /// The gateway still does its work for those who may.
 async fn assert_serves(site: &Site, identity: &Path, gateway: &Running) {
     let repository = site.open(&site.keys.host, identity, &[gateway]).await;
-    back_up(&repository, Arc::new(disk(8, clock::now_unix_ns() % 1_000_000))).await;
+    back_up(
+        &repository,
+        Arc::new(disk(8, clock::now_unix_ns() % 1_000_000)),
+    )
+    .await;
 }
 
 fn head(kind: u8, message_bytes: u32) -> Vec<u8> {

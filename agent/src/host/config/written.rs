@@ -4,6 +4,7 @@
 //! every key, also those that were left out.
 
 use crate::config::WrittenStore;
+use crate::link::congestion::Congestion;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -65,17 +66,6 @@ pub(super) struct Policy {
     pub(super) post: Option<PostHook>,
     #[serde(default)]
     pub(super) rate: Vec<Rate>,
-}
-
-/// How uploads behave towards others on the same line.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Congestion {
-    /// Use what the line carries, losses or not.
-    #[default]
-    Throughput,
-    /// Share it as TCP would.
-    Fair,
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
