@@ -65,7 +65,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use tidegate_protocol::ids::ChunkId;
 use tidegate_protocol::pack::Location;
-use tidegate_protocol::wire::HAVE_IDS_MAX;
+use tidegate_protocol::wire::{HAVE_IDS_MAX, StatusAnswer};
 
 /// A repository's place in object storage. Cheap to clone; clones share connections and counts.
 #[derive(Clone)]
@@ -390,6 +390,24 @@ impl Store {
             );
         }
         Ok(known)
+    }
+
+    /// How the gateway is that this host is connected to, or would be.
+    ///
+    /// # Errors
+    /// [`Kind::Config`] where the store is behind no gateway, else as [`Store::create`].
+    pub async fn gateway_status(&self) -> Result<StatusAnswer> {
+        let Some(link) = &self.shared.link else {
+            return Err(Error::new(
+                Kind::Config,
+                format!("{} is not behind a gateway", self.label()),
+            )
+            .advise("name it as quic://gateway:port/repository"));
+        };
+        link.status().await.map_err(|error| {
+            let failure = Failure::from(gateway::explain(&Path::default(), error));
+            self.explain("could not ask for the gateway's status", "", failure)
+        })
     }
 
     /// Deletes the object; that it is not there is as good, on every backend.

@@ -4,7 +4,8 @@
 mod gateway;
 
 pub(crate) use gateway::{
-    FleetOptions, Gateway, GatewayInit, GatewayInvite, GatewayList, GatewayRevoke,
+    FleetOptions, Gateway, GatewayInit, GatewayInvite, GatewayList, GatewayRevoke, GatewayStatus,
+    Host, HostJoin, HostShow,
 };
 
 use crate::exit;
@@ -25,7 +26,8 @@ const REPOSITORY: &str = "Repository and key";
 
 const ENVIRONMENT: &str = "\
 Environment:
-  TIDEGATE_REPO, TIDEGATE_KEY, TIDEGATE_PASSPHRASE_FILE, TIDEGATE_CACHE_DIR, TIDEGATE_CONFIG
+  TIDEGATE_REPO, TIDEGATE_KEY, TIDEGATE_PASSPHRASE_FILE, TIDEGATE_CACHE_DIR, TIDEGATE_IDENTITY,
+  TIDEGATE_CONFIG
              like the options of the same names, which outrank them
   TIDEGATE_SOCKET
              where the host service listens, like --socket
@@ -72,12 +74,15 @@ pub(crate) struct Global {
 /// Where the repository is.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(crate) struct RepositoryOptions {
-    /// The repository: ./folder, s3://bucket/prefix, az://container/prefix or gs://bucket/prefix
+    /// The repository: ./folder, s3://bucket/prefix, az://…, gs://… or quic://gateway,gateway/name
     #[arg(help_heading = REPOSITORY, long, value_name = "PLACE")]
     pub(crate) repo: Option<String>,
     /// Where to keep what is known of the repository; may be deleted at any time
     #[arg(help_heading = REPOSITORY, long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) cache_dir: Option<PathBuf>,
+    /// This host's key and certificates, for gateways [default: /etc/tidegate/identity]
+    #[arg(help_heading = REPOSITORY, long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) identity: Option<PathBuf>,
 }
 
 /// Where the key in use comes from.
@@ -139,6 +144,8 @@ pub(crate) enum Command {
     Repo(Repo),
     #[command(subcommand)]
     Gateway(Gateway),
+    #[command(subcommand)]
+    Host(Host),
     Demo(Demo),
     Soak(Soak),
     Completions(Completions),

@@ -4,6 +4,7 @@ mod backup;
 mod demo;
 mod diff;
 mod gateway;
+mod host;
 mod init;
 mod key;
 mod points;
@@ -34,6 +35,7 @@ pub(crate) async fn run(args: Args, context: Context) -> Result<Outcome> {
         Command::Cancel(args) => service::cancel(args, &context).await,
         Command::Key(args) => key::run(global, args, &context).await,
         Command::Gateway(args) => gateway::run(global, args, &context).await,
+        Command::Host(args) => host::run(global, args, &context).await,
         Command::Repo(args) => repo::run(global, args, &context).await,
         Command::Demo(args) => demo::run(args, &context).await,
         Command::Soak(args) => soak::run(args, &context).await,

@@ -52,6 +52,7 @@ struct Written {
     key: Option<PathBuf>,
     passphrase_file: Option<PathBuf>,
     cache_dir: Option<PathBuf>,
+    identity: Option<PathBuf>,
     workers: Option<usize>,
     compression_level: Option<i32>,
     pack_mib: Option<u32>,
@@ -115,7 +116,14 @@ impl Settings {
                 Some(KeySource::PassphraseFile(in_folder(path)))
             })
         };
-        let store = written.store.validate("store")?;
+        let mut store = written.store.validate("store")?;
+        let identity = repository.identity.clone();
+        let identity = identity
+            .or_else(|| environment("TIDEGATE_IDENTITY").map(PathBuf::from))
+            .or_else(|| written.identity.clone().map(in_folder));
+        if let Some(identity) = identity {
+            store.link.identity = identity;
+        }
         Ok(Self {
             repo,
             key: key.source().or_else(from_environment).or_else(from_file),
@@ -161,6 +169,16 @@ impl Settings {
             )
         })
     }
+}
+
+/// Where this host's key and certificates are.
+pub(crate) fn identity_folder(global: &Global, given: Option<PathBuf>) -> Result<PathBuf> {
+    let repository = RepositoryOptions {
+        identity: given,
+        ..RepositoryOptions::default()
+    };
+    let settings = Settings::load(global, &repository, &KeyOptions::default())?;
+    Ok(settings.store.link.identity)
 }
 
 /// The first configuration file that is there.

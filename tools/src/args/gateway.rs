@@ -1,5 +1,6 @@
-//! Options of `tidegate gateway`, as written.
+//! Options of `tidegate gateway` and `tidegate host`, as written.
 
+use super::RepositoryOptions;
 use crate::parse::{self, WrittenGrant};
 use clap::{Subcommand, ValueHint};
 use std::path::PathBuf;
@@ -16,6 +17,7 @@ pub(crate) enum Gateway {
     Invite(GatewayInvite),
     List(GatewayList),
     Revoke(GatewayRevoke),
+    Status(GatewayStatus),
 }
 
 /// Where the fleet is.
@@ -87,4 +89,46 @@ pub(crate) struct GatewayRevoke {
     pub(crate) which: String,
     #[command(flatten)]
     pub(crate) fleet: FleetOptions,
+}
+
+/// Ask a gateway how it is.
+///
+/// Any host that has joined may ask, about a repository in which it has a right.
+#[derive(Debug, clap::Args)]
+pub(crate) struct GatewayStatus {
+    #[command(flatten)]
+    pub(crate) repository: RepositoryOptions,
+}
+
+/// Make this machine a host of a fleet of gateways.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Host {
+    Join(HostJoin),
+    Show(HostShow),
+}
+
+/// Join a fleet with the token of an invite.
+///
+/// Makes a key, which never leaves this machine, and gets a certificate for it; both are kept in the
+/// identity's folder, and the certificate is renewed by itself from then on. Run again after an
+/// interruption, it goes on with the same key.
+#[derive(Debug, clap::Args)]
+pub(crate) struct HostJoin {
+    /// The file with the token; - for standard input
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) token_file: PathBuf,
+    /// Where a gateway is, instead of where the token says; may be given several times
+    #[arg(long = "gateway", value_name = "HOST:PORT", value_parser = parse::gateway)]
+    pub(crate) gateways: Vec<String>,
+    /// Where to keep key and certificates [default: /etc/tidegate/identity]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) identity: Option<PathBuf>,
+}
+
+/// Show which enrolment this host has, and how long its certificate holds.
+#[derive(Debug, clap::Args)]
+pub(crate) struct HostShow {
+    /// Where key and certificates are [default: /etc/tidegate/identity]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) identity: Option<PathBuf>,
 }

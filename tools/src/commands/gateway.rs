@@ -5,8 +5,8 @@
 //! is nobody's.
 
 use crate::args::{
-    FleetOptions, Gateway, GatewayInit, GatewayInvite, GatewayList, GatewayRevoke, Global,
-    KeyOptions, RepositoryOptions,
+    FleetOptions, Gateway, GatewayInit, GatewayInvite, GatewayList, GatewayRevoke, GatewayStatus,
+    Global, KeyOptions, RepositoryOptions,
 };
 use crate::context::{Context, blocking};
 use crate::exit::Outcome;
@@ -14,6 +14,7 @@ use crate::settings::{Settings, make_private_folder};
 use crate::{keys, text};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use tidegate_agent::clock;
 use tidegate_agent::gateway::authority::{
     Authority, Damaged, Enrolment, EnrolmentState, Fleet, Listing, Named, NewInvite,
@@ -32,8 +33,37 @@ pub(super) async fn run(global: &Global, args: Gateway, context: &Context) -> Re
         Gateway::Invite(args) => invite(global, args, context).await?,
         Gateway::List(args) => return list(global, args, context).await,
         Gateway::Revoke(args) => revoke(global, args, context).await?,
+        Gateway::Status(args) => status(global, &args, context).await?,
     }
     Ok(Outcome::Done)
+}
+
+async fn status(global: &Global, args: &GatewayStatus, context: &Context) -> Result<()> {
+    let settings = Settings::load(global, &args.repository, &KeyOptions::default())?;
+    let store = context.store(&settings)?;
+    let status = context.or_stop(store.gateway_status()).await?;
+    let value = json!({
+        "program": status.program,
+        "up_seconds": status.up_seconds,
+        "hosts": status.connections,
+        "requests": status.requests,
+        "head": status.head,
+        "store_answers": status.store_answers,
+    });
+    context.output.result(&value, || {
+        format!(
+            "{}, up for {}: {}, {} under way; its log is at record {}, and its store {}\n",
+            status.program,
+            text::duration(Duration::from_secs(status.up_seconds)),
+            text::count(status.connections.into(), "host"),
+            text::count(status.requests.into(), "request"),
+            status.head,
+            match status.store_answers {
+                true => "answers",
+                false => "does not answer",
+            },
+        )
+    })
 }
 
 async fn init(global: &Global, args: GatewayInit, context: &Context) -> Result<()> {
