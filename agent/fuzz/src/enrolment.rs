@@ -90,8 +90,8 @@ fn object_seeds() -> Vec<Vec<u8>> {
 
 /// A token of any content, under a check that holds; and the bytes as text.
 fn token(bytes: &[u8]) {
-    let check = &blake3::hash(bytes).as_bytes()[..4];
-    let body = URL_SAFE_NO_PAD.encode([bytes, check].concat());
+    let check = blake3::hash(bytes);
+    let body = URL_SAFE_NO_PAD.encode([bytes, &check.as_bytes()[..4]].concat());
     let text = format!("tidegate-join-1.{body}");
     if let Ok(read) = Token::decode(&text) {
         assert_eq!(*read.encode().unwrap(), text);
