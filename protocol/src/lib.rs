@@ -9,6 +9,7 @@
 //! allocate more than their input justifies, and say which object and field was wrong.
 #![doc = include_str!("../FORMAT.md")]
 #![doc = include_str!("../WIRE.md")]
+#![doc = include_str!("../ENROLMENT.md")]
 
 mod codec;
 

@@ -23,6 +23,7 @@
 
 mod bound;
 mod corpus;
+mod enrolment;
 mod images;
 mod nbd;
 mod objects;
@@ -51,9 +52,14 @@ struct Target {
 
 /// Every target, by name.
 fn targets() -> impl Iterator<Item = &'static Target> {
-    [objects::TARGETS, nbd::TARGETS, images::TARGETS]
-        .into_iter()
-        .flatten()
+    [
+        objects::TARGETS,
+        enrolment::TARGETS,
+        nbd::TARGETS,
+        images::TARGETS,
+    ]
+    .into_iter()
+    .flatten()
 }
 
 static CHOSEN: OnceLock<&Target> = OnceLock::new();
