@@ -159,6 +159,7 @@ impl World {
                     true => Duration::ZERO,
                     false => BackupSettings::default().listing_age_max,
                 },
+                pacer: None,
             },
         }
     }
