@@ -9,8 +9,11 @@
 mod chunking;
 mod compression;
 mod image;
+mod machine;
+mod relay;
 mod speed;
 mod table;
+mod wan;
 
 use clap::{Parser, Subcommand};
 
@@ -29,6 +32,8 @@ enum Bench {
     Compression(compression::Arguments),
     /// Backups and restores of real images, beside peers and limits
     Speed(speed::Arguments),
+    /// The link over long, lossy and shared paths, beside other congestion controls (root)
+    Wan(wan::Arguments),
     /// Reads and hashes an image (a child of `speed`)
     #[command(hide = true)]
     LimitHash(speed::limit::HashArguments),
@@ -42,6 +47,7 @@ fn main() -> anyhow::Result<()> {
         Bench::Chunking(arguments) => chunking::run(&arguments),
         Bench::Compression(arguments) => compression::run(&arguments),
         Bench::Speed(arguments) => speed::run(&arguments),
+        Bench::Wan(arguments) => wan::run(&arguments),
         Bench::LimitHash(arguments) => speed::limit::hash(&arguments),
         Bench::LimitCopy(arguments) => speed::limit::copy(&arguments),
     }
