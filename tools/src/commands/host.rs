@@ -7,7 +7,7 @@ use crate::settings::identity_folder;
 use crate::{keys, text};
 use serde_json::{Value, json};
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use tidegate_agent::link::client::join;
 use tidegate_agent::link::identity::Identity;
 use tidegate_agent::{Error, Kind, Result};
@@ -72,7 +72,7 @@ fn words(identity: &Identity, folder: &Path) -> String {
     )
 }
 
-fn read_token(path: &PathBuf) -> Result<Token> {
+fn read_token(path: &Path) -> Result<Token> {
     let line = match path.as_os_str() == "-" {
         false => keys::read_text(path)?,
         true => {
