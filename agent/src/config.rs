@@ -89,6 +89,63 @@ pub fn within<T: PartialOrd + Display + Copy>(
     }
 }
 
+/// Where a key file is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeyPlace {
+    /// At this path.
+    File(PathBuf),
+    /// Among the credentials that systemd hands to the service (`LoadCredential=`), by this name.
+    Credential(String),
+}
+
+/// What stands before a credential's name.
+const CREDENTIAL: &str = "credential:";
+
+impl KeyPlace {
+    /// A path, or `credential:NAME`. `key` is its name in the file, which stands in `folder`.
+    ///
+    /// # Errors
+    /// [`Kind::Config`] where it is neither.
+    pub fn parse(key: &str, written: &str, folder: &Path) -> Result<Self> {
+        let refused = |expected: &str| {
+            let text = format!("the configuration says {key} = {written:?}: expected {expected}");
+            Err(Error::new(Kind::Config, text))
+        };
+        match written.strip_prefix(CREDENTIAL) {
+            Some(name) if name.is_empty() || name.contains('/') || name.starts_with('.') => {
+                refused("credential:NAME")
+            }
+            Some(name) => Ok(Self::Credential(name.to_owned())),
+            None if written.is_empty() => refused("a key file"),
+            None => Ok(Self::File(from_folder(folder, Path::new(written)))),
+        }
+    }
+
+    /// As [`KeyPlace::parse`] takes it.
+    pub fn written(&self) -> String {
+        match self {
+            Self::File(path) => path.display().to_string(),
+            Self::Credential(name) => format!("{CREDENTIAL}{name}"),
+        }
+    }
+
+    /// The file's path. `credentials` is the folder that systemd names.
+    ///
+    /// # Errors
+    /// [`Kind::Config`] where a credential is asked for and there is no folder of them.
+    pub fn path(&self, credentials: Option<&Path>) -> Result<PathBuf> {
+        match (self, credentials) {
+            (Self::File(path), _) => Ok(path.clone()),
+            (Self::Credential(name), Some(folder)) => Ok(folder.join(name)),
+            (Self::Credential(name), None) => Err(Error::new(
+                Kind::Config,
+                format!("the key is to be the credential {name:?}, and there are no credentials"),
+            )
+            .advise("start the service by its unit, with LoadCredential=; or name a file")),
+        }
+    }
+}
+
 /// What a path in a file means: `~/` is the home folder, a relative path starts at the file's own
 /// `folder`.
 pub fn from_folder(folder: &Path, path: &Path) -> PathBuf {

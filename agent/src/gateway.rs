@@ -41,6 +41,7 @@ use connections::Shared;
 use quinn::crypto::rustls::QuicServerConfig;
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -87,12 +88,13 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Opens the fleet and listens. The repositories are opened when they are first needed.
+    /// Opens the fleet and listens. The repositories are opened when they are first needed. `credentials`
+    /// is the folder of systemd's credentials, where there is one.
     ///
     /// # Errors
     /// [`Kind::Config`] for an address that cannot be listened on, and what [`Authority::load`] says.
-    pub async fn start(config: GatewayConfig) -> Result<Self> {
-        let path = config.authority_key.clone();
+    pub async fn start(config: GatewayConfig, credentials: Option<PathBuf>) -> Result<Self> {
+        let path = config.authority_key.path(credentials.as_deref())?;
         let key = blocking(move || {
             let pem = std::fs::read_to_string(&path).map_err(|error| {
                 Error::io(
@@ -130,7 +132,7 @@ impl Gateway {
             .repositories
             .into_iter()
             .map(|settings| {
-                let served = Served::new(settings, config.store.clone())?;
+                let served = Served::new(settings, credentials.clone(), config.store.clone())?;
                 Ok((served.name().to_owned(), Arc::new(served)))
             })
             .collect::<Result<HashMap<_, _>>>()?;

@@ -115,16 +115,21 @@ fn run(args: Args) -> Result<()> {
             let handle = metrics::install()?;
             let options = service::Options {
                 file: config,
-                credentials: std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from),
+                credentials: credentials(),
             };
             runtime()?.block_on(service::run(options, handle))
         }
         Command::Gateway { config } => {
             start_log();
             let handle = metrics::install()?;
-            runtime()?.block_on(gateway::service::run(config, handle))
+            runtime()?.block_on(gateway::service::run(config, credentials(), handle))
         }
     }
+}
+
+/// The folder of the keys that systemd hands to the service.
+fn credentials() -> Option<PathBuf> {
+    std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from)
 }
 
 /// The engine has worker threads of its own: what is left for the runtime is waiting.

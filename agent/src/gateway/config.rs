@@ -5,7 +5,7 @@
 
 use super::Limits;
 use super::served::ServedSettings;
-use crate::config::{WrittenStore, from_folder, place_from_folder, within};
+use crate::config::{KeyPlace, WrittenStore, from_folder, place_from_folder, within};
 use crate::error::{Error, Kind, Result};
 use crate::store::StoreSettings;
 use serde::{Deserialize, Serialize};
@@ -17,9 +17,6 @@ use std::time::Duration;
 /// Where the configuration stands unless it is named.
 pub const DEFAULT_FILE: &str = "/etc/tidegate/gateway.toml";
 
-/// Where the keys are that systemd hands to the service.
-const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
-
 /// What a gateway is to do.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GatewayConfig {
@@ -28,7 +25,7 @@ pub struct GatewayConfig {
     /// The fleet's place.
     pub fleet: String,
     /// The file with the authority's key.
-    pub authority_key: PathBuf,
+    pub authority_key: KeyPlace,
     /// Where metrics and health are served by HTTP; nowhere where there is none.
     pub metrics: Option<SocketAddr>,
     /// Bounds.
@@ -44,7 +41,7 @@ pub struct GatewayConfig {
 struct Written {
     listen: Option<Vec<SocketAddr>>,
     fleet: String,
-    authority_key: PathBuf,
+    authority_key: String,
     metrics: Option<SocketAddr>,
     cache_dir: Option<PathBuf>,
     memory_mib: Option<u64>,
@@ -61,12 +58,11 @@ struct Written {
 #[serde(deny_unknown_fields)]
 struct WrittenRepository {
     location: String,
-    key: PathBuf,
+    key: String,
 }
 
 impl GatewayConfig {
-    /// Reads the file at `path`. Relative paths start at its folder; `%d` at the beginning of one is the
-    /// folder of the service's credentials.
+    /// Reads the file at `path`. Relative paths start at its folder.
     ///
     /// # Errors
     /// [`Kind::Config`], which says where.
@@ -78,12 +74,7 @@ impl GatewayConfig {
             )
         })?;
         let folder = path.parent().unwrap_or(Path::new(""));
-        Self::parse(
-            &text,
-            folder,
-            std::env::var_os(CREDENTIALS).map(PathBuf::from),
-        )
-        .map_err(|cause| {
+        Self::parse(&text, folder).map_err(|cause| {
             let text = format!("the configuration file {} is not valid", path.display());
             Error::new(Kind::Config, text)
                 .caused_by(cause)
@@ -91,20 +82,9 @@ impl GatewayConfig {
         })
     }
 
-    fn parse(text: &str, folder: &Path, credentials: Option<PathBuf>) -> Result<Self> {
+    fn parse(text: &str, folder: &Path) -> Result<Self> {
         let written: Written = toml::from_str(text)
             .map_err(|error| Error::new(Kind::Config, error.to_string().trim_end().to_owned()))?;
-        let in_folder = |path: &Path| match (path.strip_prefix("%d"), &credentials) {
-            (Ok(rest), Some(credentials)) => Ok(credentials.join(rest)),
-            (Ok(_), None) => Err(Error::new(
-                Kind::Config,
-                format!(
-                    "{} is a credential, and the service manager has given none",
-                    path.display()
-                ),
-            )),
-            (Err(_), _) => Ok(from_folder(folder, path)),
-        };
         let defaults = Limits::default();
         let mib = within("memory_mib", written.memory_mib, 64..=1 << 20)?;
         let revocations = within(
@@ -134,14 +114,18 @@ impl GatewayConfig {
             .cache_dir
             .as_deref()
             .unwrap_or(Path::new("/var/cache/tidegate"));
-        let cache_dir = in_folder(cache_dir)?;
+        let cache_dir = from_folder(folder, cache_dir);
         let repositories = written
             .repository
             .into_iter()
             .map(|(name, repository)| {
                 Ok(ServedSettings {
                     location: served_place(folder, &name, &repository.location)?,
-                    key: in_folder(&repository.key)?,
+                    key: KeyPlace::parse(
+                        &format!("repository.{name}.key"),
+                        &repository.key,
+                        folder,
+                    )?,
                     cache_dir: cache_dir.clone(),
                     name,
                 })
@@ -154,7 +138,7 @@ impl GatewayConfig {
         Ok(Self {
             listen,
             fleet: place_from_folder(folder, &written.fleet),
-            authority_key: in_folder(&written.authority_key)?,
+            authority_key: KeyPlace::parse("authority_key", &written.authority_key, folder)?,
             metrics: written.metrics,
             limits,
             repositories,
@@ -173,7 +157,7 @@ impl GatewayConfig {
         let written = Written {
             listen: Some(self.listen.clone()),
             fleet: self.fleet.clone(),
-            authority_key: self.authority_key.clone(),
+            authority_key: self.authority_key.written(),
             metrics: self.metrics,
             cache_dir: first.map(|served| served.cache_dir.clone()),
             memory_mib: Some(self.limits.memory_bytes >> 20),
@@ -186,7 +170,7 @@ impl GatewayConfig {
                 .map(|served| {
                     let repository = WrittenRepository {
                         location: served.location.clone(),
-                        key: served.key.clone(),
+                        key: served.key.written(),
                     };
                     (served.name.clone(), repository)
                 })
@@ -229,25 +213,25 @@ mod tests {
         authority_key = 'authority.key'
         [repository.main]
         location = './repo'
-        key = '%d/maintenance.key'
+        key = 'credential:maintenance.key'
     ";
 
     fn parse(text: &str) -> Result<GatewayConfig> {
-        let credentials = Some(PathBuf::from("/run/credentials/x"));
-        GatewayConfig::parse(text, Path::new("/etc/tidegate"), credentials)
+        GatewayConfig::parse(text, Path::new("/etc/tidegate"))
     }
 
     #[test]
     fn paths_start_at_the_file_or_the_credentials() {
         let config = parse(LEAST).unwrap();
-        assert_eq!(
-            config.authority_key,
-            Path::new("/etc/tidegate/authority.key")
-        );
+        let authority = KeyPlace::File("/etc/tidegate/authority.key".into());
+        assert_eq!(config.authority_key, authority);
         let [served] = config.repositories.as_slice() else {
             panic!("{config:?}");
         };
-        assert_eq!(served.key, Path::new("/run/credentials/x/maintenance.key"));
+        assert_eq!(
+            served.key,
+            KeyPlace::Credential("maintenance.key".to_owned())
+        );
         assert_eq!(served.location, "/etc/tidegate/./repo");
         assert_eq!(config.fleet, "s3://bucket/fleet");
         assert_eq!(config.listen.len(), 1);
@@ -271,7 +255,7 @@ mod tests {
         }
         assert!(parse("fleet = 'x'\nauthority_key = 'k'").is_err());
         assert!(parse(&LEAST.replace("./repo", "quic://gw2/main")).is_err());
-        assert!(GatewayConfig::parse(LEAST, Path::new("/etc"), None).is_err());
+        assert!(parse(&LEAST.replace("credential:maint", "credential:../maint")).is_err());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! The gateway holds no truth of its own: what it knows was replayed from the log, and may be older than
 //! what another gateway has appended by now. That costs a retry or an upload, never more.
 
+use crate::config::KeyPlace;
 use crate::error::{Error, Result};
 use crate::repository::index::Index;
 use crate::repository::{Repository, blocking, read_key_file};
@@ -34,7 +35,7 @@ pub struct ServedSettings {
     /// Its place.
     pub location: String,
     /// The file with a key of maintenance level.
-    pub key: PathBuf,
+    pub key: KeyPlace,
     /// Where to keep what is known of it.
     pub cache_dir: PathBuf,
 }
@@ -42,6 +43,7 @@ pub struct ServedSettings {
 /// A repository that hosts ask for by name.
 pub struct Served {
     settings: ServedSettings,
+    credentials: Option<PathBuf>,
     store: Store,
     opened: OnceCell<Arc<Repository>>,
     /// The number of the last record that was replayed.
@@ -52,7 +54,13 @@ pub struct Served {
 impl Served {
     /// Nothing is read yet: a store that does not answer must not keep a gateway from its other
     /// repositories.
-    pub fn new(settings: ServedSettings, store: StoreSettings) -> Result<Self> {
+    ///
+    /// `credentials` is the folder of systemd's credentials, where there is one.
+    pub fn new(
+        settings: ServedSettings,
+        credentials: Option<PathBuf>,
+        store: StoreSettings,
+    ) -> Result<Self> {
         let store = StoreSettings {
             operation_deadline: STORE_DEADLINE,
             ..store
@@ -60,6 +68,7 @@ impl Served {
         let store = Store::open(&settings.location, &store)?;
         Ok(Self {
             settings,
+            credentials,
             store,
             opened: OnceCell::new(),
             head: watch::Sender::new(0),
@@ -84,7 +93,7 @@ impl Served {
     /// The repository, opened by whoever asks first.
     pub(super) async fn repository(&self) -> Result<&Arc<Repository>> {
         let opened = self.opened.get_or_try_init(async || {
-            let path = self.settings.key.clone();
+            let path = self.settings.key.path(self.credentials.as_deref())?;
             let keys = blocking(move || read_key_file(&path)).await?;
             let cache = self.settings.cache_dir.clone();
             let repository = Repository::open(self.store.clone(), keys, &cache).await?;

@@ -17,11 +17,15 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-/// Runs until SIGTERM or SIGINT.
+/// Runs until SIGTERM or SIGINT. `credentials` is the folder of systemd's, where there is one.
 ///
 /// # Errors
 /// Where the gateway cannot start.
-pub async fn run(file: PathBuf, metrics: PrometheusHandle) -> Result<()> {
+pub async fn run(
+    file: PathBuf,
+    credentials: Option<PathBuf>,
+    metrics: PrometheusHandle,
+) -> Result<()> {
     let listening =
         |kind| signal(kind).map_err(|error| Error::io("cannot listen for signals", error));
     let mut terminate = listening(SignalKind::terminate())?;
@@ -31,7 +35,7 @@ pub async fn run(file: PathBuf, metrics: PrometheusHandle) -> Result<()> {
     let config = blocking(move || GatewayConfig::read(&path)).await?;
     let metrics_address = config.metrics;
     let in_force = config.clone();
-    let gateway = Arc::new(Gateway::start(config).await?);
+    let gateway = Arc::new(Gateway::start(config, credentials).await?);
     let mut servers = JoinSet::new();
     if let Some(address) = metrics_address {
         let listener = listen::bind(address).await?;

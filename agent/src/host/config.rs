@@ -12,6 +12,7 @@ mod units;
 mod validate;
 mod written;
 
+pub use crate::config::KeyPlace;
 pub use crate::link::congestion::Congestion;
 pub use written::OnFailure;
 
@@ -85,6 +86,8 @@ pub struct RepositorySettings {
     pub key: KeyPlace,
     /// Where to keep what is known of it; may be deleted at any time.
     pub cache_dir: PathBuf,
+    /// This host's key and certificates, where it is behind gateways.
+    pub identity: PathBuf,
     /// Cutting threads of each run; one for each core by default.
     pub workers: Option<usize>,
     /// zstd level.
@@ -95,15 +98,6 @@ pub struct RepositorySettings {
     pub uploads_in_flight: Option<usize>,
     /// Time-outs.
     pub store: StoreSettings,
-}
-
-/// Where a key file is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum KeyPlace {
-    /// At this path.
-    File(PathBuf),
-    /// Among the credentials that systemd hands to the service (`LoadCredential=`), by this name.
-    Credential(String),
 }
 
 /// When machines are backed up, and how.
@@ -319,24 +313,6 @@ impl RepositorySettings {
             how.uploads_in_flight = uploads;
         }
         how
-    }
-}
-
-impl KeyPlace {
-    /// The file's path. `credentials` is the folder that systemd names.
-    ///
-    /// # Errors
-    /// [`Kind::Config`] where a credential is asked for and there is no folder of them.
-    pub fn path(&self, credentials: Option<&Path>) -> Result<PathBuf> {
-        match (self, credentials) {
-            (Self::File(path), _) => Ok(path.clone()),
-            (Self::Credential(name), Some(folder)) => Ok(folder.join(name)),
-            (Self::Credential(name), None) => Err(Error::new(
-                Kind::Config,
-                format!("the key is to be the credential {name:?}, and there are no credentials"),
-            )
-            .advise("start the service by its unit, with LoadCredential=; or name a file")),
-        }
     }
 }
 

@@ -10,6 +10,7 @@ use super::config::OnFailure;
 use super::machines::Selected;
 use super::state::Outcome;
 use crate::error::{Error, Kind, Result};
+use crate::link::congestion::Congestion;
 use crate::pace::Pacer;
 use crate::progress::Progress;
 use crate::replicate::{self, BackupRequest, BackupSummary};
@@ -54,15 +55,22 @@ pub struct Report {
 pub struct Place {
     /// How to open it.
     pub settings: Arc<RepositorySettings>,
+    /// How its runs share the line, where a gateway is at its other end.
+    pub congestion: Congestion,
     credentials: Option<PathBuf>,
     opened: Mutex<Option<Arc<Repository>>>,
 }
 
 impl Place {
     /// Not opened yet. `credentials` is the folder of systemd's credentials.
-    pub fn new(settings: Arc<RepositorySettings>, credentials: Option<PathBuf>) -> Self {
+    pub fn new(
+        settings: Arc<RepositorySettings>,
+        congestion: Congestion,
+        credentials: Option<PathBuf>,
+    ) -> Self {
         Self {
             settings,
+            congestion,
             credentials,
             opened: Mutex::new(None),
         }
@@ -76,7 +84,9 @@ impl Place {
             return Ok(Arc::clone(repository));
         }
         let settings = &self.settings;
-        let store = Store::open(&settings.location, &settings.store)?;
+        let mut how = settings.store.clone();
+        how.link.congestion = self.congestion;
+        let store = Store::open(&settings.location, &how)?;
         let key = settings.key.path(self.credentials.as_deref())?;
         let cache = settings.cache_dir.clone();
         let keys = blocking(move || {

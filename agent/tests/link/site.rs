@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use tidegate_agent::config::KeyPlace;
 use tidegate_agent::gateway::authority::{Authority, NewInvite};
 use tidegate_agent::gateway::{Gateway, GatewayConfig, Limits, ServedSettings};
 use tidegate_agent::link::client::{LinkSettings, join};
@@ -82,7 +83,7 @@ impl Site {
         GatewayConfig {
             listen: vec![listen],
             fleet: self.path("fleet").display().to_string(),
-            authority_key: self.path("authority.key"),
+            authority_key: KeyPlace::File(self.path("authority.key")),
             metrics: None,
             limits: Limits {
                 revocations_every: Duration::from_millis(100),
@@ -91,7 +92,7 @@ impl Site {
             repositories: vec![ServedSettings {
                 name: NAME.to_owned(),
                 location: self.location.clone(),
-                key: self.path("maintenance.key"),
+                key: KeyPlace::File(self.path("maintenance.key")),
                 cache_dir: self.path(&format!("gateway-{}", clock::now_unix_ns())),
             }],
             store: StoreSettings::default(),
@@ -191,7 +192,7 @@ impl Site {
 
 impl Running {
     pub async fn start(config: GatewayConfig) -> Self {
-        let gateway = Arc::new(Gateway::start(config).await.unwrap());
+        let gateway = Arc::new(Gateway::start(config, None).await.unwrap());
         let stop = CancellationToken::new();
         let task = tokio::spawn({
             let (gateway, stop) = (Arc::clone(&gateway), stop.clone());

@@ -14,6 +14,7 @@ use crate::config::{
 };
 use crate::error::{Error, Kind, Result};
 use crate::host::glob;
+use crate::link::DEFAULT_IDENTITY;
 use crate::name;
 use croner::Cron;
 use croner::parser::{CronParser, Seconds, Year};
@@ -28,7 +29,6 @@ use std::time::Duration;
 const STATE_DIR: &str = "/var/lib/tidegate";
 const CACHE_DIR: &str = "/var/cache/tidegate";
 const SOCKET_GROUP: &str = "tidegate";
-const CREDENTIAL: &str = "credential:";
 const NAME_TEMPLATE: &str = "{stem}";
 
 /// Memory is the bound: each run holds several packs.
@@ -181,28 +181,21 @@ fn repository(
             "expected a folder or a URL, found nothing",
         ));
     }
-    let key_place = match written.key.strip_prefix(CREDENTIAL) {
-        Some(name) if name.is_empty() || name.contains('/') || name.starts_with('.') => {
-            let found = &written.key;
-            return Err(at(
-                &of("key"),
-                format!("expected credential:NAME, found {found:?}"),
-            ));
-        }
-        Some(name) => KeyPlace::Credential(name.to_owned()),
-        None if written.key.is_empty() => {
-            return Err(at(&of("key"), "expected a key file, found nothing"));
-        }
-        None => KeyPlace::File(from_folder(folder, Path::new(&written.key))),
-    };
+    let identity = written.identity.as_deref().map_or_else(
+        || PathBuf::from(DEFAULT_IDENTITY),
+        |path| from_folder(folder, path),
+    );
+    let mut store = written.store.validate(&of("store"))?;
+    store.link.identity.clone_from(&identity);
     Ok(RepositorySettings {
         name: name.to_owned(),
         location: place_from_folder(folder, &written.location),
-        key: key_place,
+        key: KeyPlace::parse(&of("key"), &written.key, folder)?,
         cache_dir: match &written.cache_dir {
             Some(path) => from_folder(folder, path),
             None => CACHE_DIR.into(),
         },
+        identity,
         workers: within(&of("workers"), written.workers, WORKERS)?,
         compression_level: within(
             &of("compression_level"),
@@ -215,7 +208,7 @@ fn repository(
             written.uploads_in_flight,
             IN_FLIGHT,
         )?,
-        store: written.store.validate(&of("store"))?,
+        store,
     })
 }
 
@@ -537,11 +530,9 @@ fn repository_written(repository: &RepositorySettings) -> written::Repository {
     let store = &repository.store;
     written::Repository {
         location: repository.location.clone(),
-        key: match &repository.key {
-            KeyPlace::File(path) => path.display().to_string(),
-            KeyPlace::Credential(name) => format!("{CREDENTIAL}{name}"),
-        },
+        key: repository.key.written(),
         cache_dir: Some(repository.cache_dir.clone()),
+        identity: Some(repository.identity.clone()),
         workers: Some(how.workers),
         compression_level: Some(how.compression_level),
         pack_mib: Some(how.pack_bytes >> 20),

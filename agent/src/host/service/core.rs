@@ -5,18 +5,19 @@ mod status;
 use super::{Answer, Options, Runs, Seen};
 use crate::clock;
 use crate::error::{Error, Kind, Result};
-use crate::host::config::{RepositorySettings, Settings};
+use crate::host::config::Settings;
 use crate::host::control::{Reply, Request};
 use crate::host::machines::{Selected, Selection};
 use crate::host::plan::{self, History, Plan, Standing, Upcoming};
 use crate::host::run::{self, Job, Place, Report};
 use crate::host::state::{Fault, MachineRow, Outcome, Remembered, RunRow, State};
+use crate::link::congestion::Congestion;
 use crate::metrics;
 use crate::pace::Pacer;
 use crate::progress::Progress;
 use crate::replicate;
 use jiff::Timestamp;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -34,7 +35,8 @@ pub(super) struct Core {
     known: BTreeMap<String, Known>,
     unprotected: Vec<String>,
     remarks: Vec<String>,
-    places: BTreeMap<String, Arc<Place>>,
+    /// By name, and by how the policies of their runs share the line.
+    places: HashMap<(String, Congestion), Arc<Place>>,
     pacers: BTreeMap<String, Arc<Pacer>>,
     state: State,
     reload_trouble: Option<Fault>,
@@ -87,7 +89,7 @@ impl Core {
             known: known.collect(),
             unprotected: Vec::new(),
             remarks: Vec::new(),
-            places: BTreeMap::new(),
+            places: HashMap::new(),
             pacers: BTreeMap::new(),
             state,
             reload_trouble: None,
@@ -203,7 +205,7 @@ impl Core {
         self.reload_trouble = None;
         let settings = &self.settings;
         self.places
-            .retain(|name, place| settings.repositories.get(name) == Some(&place.settings));
+            .retain(|(name, _), place| settings.repositories.get(name) == Some(&place.settings));
         self.pacers
             .retain(|name, _| settings.policies.contains_key(name));
         self.adopt(now, selection);
@@ -274,7 +276,7 @@ impl Core {
             return Ok(());
         };
         let run = hex::encode(clock::random::<8>()?);
-        let place = place(&mut self.places, &self.options, &selected.repository);
+        let place = place(&mut self.places, &self.options, &selected);
         let pacer = self.pacers.entry(selected.policy.name.clone());
         let pacer = Arc::clone(pacer.or_insert_with(|| {
             let zone = &self.settings.service.time_zone;
@@ -568,20 +570,23 @@ impl Core {
     }
 }
 
-/// The repository of these settings, opened once for all its runs.
+/// The repository of a machine, opened once for all runs of alike.
 fn place(
-    places: &mut BTreeMap<String, Arc<Place>>,
+    places: &mut HashMap<(String, Congestion), Arc<Place>>,
     options: &Options,
-    settings: &Arc<RepositorySettings>,
+    selected: &Selected,
 ) -> Arc<Place> {
-    match places.get(&settings.name) {
+    let (settings, congestion) = (&selected.repository, selected.policy.congestion);
+    let key = (settings.name.clone(), congestion);
+    match places.get(&key) {
         Some(place) if place.settings == *settings => Arc::clone(place),
         _ => {
             let place = Arc::new(Place::new(
                 Arc::clone(settings),
+                congestion,
                 options.credentials.clone(),
             ));
-            places.insert(settings.name.clone(), Arc::clone(&place));
+            places.insert(key, Arc::clone(&place));
             place
         }
     }
