@@ -6,6 +6,7 @@
 //! meet here.
 
 use std::io;
+use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -57,6 +58,7 @@ type Script = Box<dyn FnMut(&HttpCall) -> Option<HttpFault> + Send>;
 
 /// A proxy in front of a server on this machine. It ends with its value.
 pub struct FaultyProxy {
+    address: Ipv4Addr,
     port: u16,
     state: Arc<Mutex<State>>,
     /// Dropped with it: its thread's sign to end.
@@ -74,11 +76,19 @@ impl FaultyProxy {
     /// # Panics
     /// Where no port can be listened on.
     pub fn before(port: u16) -> Self {
+        Self::at(Ipv4Addr::LOCALHOST, port)
+    }
+
+    /// The same, for clients that find it at `address`.
+    ///
+    /// # Panics
+    /// Where no port can be listened on.
+    pub fn at(address: Ipv4Addr, port: u16) -> Self {
         let state = Arc::new(Mutex::new(State {
             calls: Vec::new(),
             script: Box::new(|_| None),
         }));
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
+        let listener = std::net::TcpListener::bind((address, 0)).expect("a port is free");
         listener
             .set_nonblocking(true)
             .expect("a socket can be made not to block");
@@ -98,6 +108,7 @@ impl FaultyProxy {
                 });
         });
         Self {
+            address,
             port: own_port,
             state,
             _running: running,
@@ -106,7 +117,7 @@ impl FaultyProxy {
 
     /// Where clients find it, such as `http://127.0.0.1:4711`.
     pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
+        format!("http://{}:{}", self.address, self.port)
     }
 
     /// Replaces the script.
