@@ -13,10 +13,12 @@
 
 mod core;
 mod orders;
+mod systemd;
 
 pub(super) use orders::{Answer, Orders, Seen};
 
 use self::core::Core;
+use self::systemd::Systemd;
 use super::config::{DEFAULT_FILE, Settings};
 use super::control::{self, Listener};
 use super::machines::{Selection, select};
@@ -26,7 +28,6 @@ use crate::clock;
 use crate::error::{Error, Kind, Result};
 use crate::metrics::{PrometheusHandle, listen};
 use crate::repository::blocking;
-use sd_notify::NotifyState;
 use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -68,6 +69,7 @@ impl Default for Options {
 /// another one is running.
 pub async fn run(options: Options, metrics: PrometheusHandle) -> Result<()> {
     let mut signals = Signals::new()?;
+    let mut systemd = Systemd::new();
     let settings = load(options.file.clone()).await?;
     let _alone = lock(&settings.service.socket)?;
     let now = clock::now_unix_ns();
@@ -98,7 +100,7 @@ pub async fn run(options: Options, metrics: PrometheusHandle) -> Result<()> {
         socket = %service.socket.display(),
         "the host service is ready"
     );
-    notify(&[NotifyState::Ready]);
+    systemd.ready("");
 
     let mut runs = Runs::default();
     let mut looking: Option<JoinHandle<Result<Selection>>> = None;
@@ -107,7 +109,7 @@ pub async fn run(options: Options, metrics: PrometheusHandle) -> Result<()> {
         let now = clock::now_unix_ns();
         let wake = core.step(now, &mut runs);
         beat.now();
-        notify(&[NotifyState::Watchdog]);
+        let wake = wake.min(systemd.alive()).min(LOOK_EVERY);
         if looking.is_none() && looked.elapsed() >= LOOK_EVERY {
             let settings = core.settings();
             looking = Some(tokio::spawn(blocking(move || Ok(select(&settings)))));
@@ -118,14 +120,14 @@ pub async fn run(options: Options, metrics: PrometheusHandle) -> Result<()> {
                 Told::Stop => break,
                 Told::Reload => {
                     // What was refused was said already.
-                    let _ = reload(&mut core, &mut looking).await;
+                    let _ = reload(&mut core, &systemd, &mut looking).await;
                     looked = Instant::now();
                 }
             },
             Some(order) = ordered.recv() => {
                 let (request, answer) = order;
                 if request == control::Request::Reload {
-                    let done = reload(&mut core, &mut looking).await;
+                    let done = reload(&mut core, &systemd, &mut looking).await;
                     looked = Instant::now();
                     // Who asked may have gone.
                     let _ = answer.send(done.map(|()| Answer::done("the configuration was read again")));
@@ -144,15 +146,16 @@ pub async fn run(options: Options, metrics: PrometheusHandle) -> Result<()> {
                     Err(error) => tracing::error!(error = error.chain(), "cannot look for machines"),
                 }
             }
-            () = tokio::time::sleep(wake.min(LOOK_EVERY).min(watchdog_pause())) => {}
+            () = tokio::time::sleep(wake) => {}
         }
     }
 
-    notify(&[NotifyState::Stopping]);
-    stop(&mut core, &mut runs, service.stop_grace).await;
+    systemd.stopping();
+    stop(&mut core, &mut runs, &mut systemd, service.stop_grace).await;
     servers.shutdown().await;
     blocking(move || {
         core.close();
+        systemd.close();
         Ok(())
     })
     .await?;
@@ -198,20 +201,20 @@ fn broken(error: JoinError) -> Report {
 }
 
 /// Ends all runs: as they wish for a while, then at once.
-async fn stop(core: &mut Core, runs: &mut Runs, grace: Duration) {
+async fn stop(core: &mut Core, runs: &mut Runs, systemd: &mut Systemd, grace: Duration) {
     let running = core.stop();
     if running > 0 {
         tracing::info!(runs = running, "stopping the runs under way");
     }
     let deadline = tokio::time::Instant::now() + grace;
-    let mut watchdog = tokio::time::interval(LOOK_EVERY.min(watchdog_pause()));
     loop {
+        let wake = systemd.alive().min(LOOK_EVERY);
         tokio::select! {
             next = runs.next() => match next {
                 Some((machine, report)) => core.ended(clock::now_unix_ns(), &machine, report),
                 None => return,
             },
-            _ = watchdog.tick() => notify(&[NotifyState::Watchdog]),
+            () = tokio::time::sleep(wake) => {}
             () = tokio::time::sleep_until(deadline) => break,
         }
     }
@@ -226,11 +229,10 @@ async fn stop(core: &mut Core, runs: &mut Runs, grace: Duration) {
 /// nothing.
 async fn reload(
     core: &mut Core,
+    systemd: &Systemd,
     looking: &mut Option<JoinHandle<Result<Selection>>>,
 ) -> Result<()> {
-    let mut state = vec![NotifyState::Reloading];
-    state.extend(NotifyState::monotonic_usec_now().ok());
-    notify(&state);
+    systemd.reloading();
     let loaded: Result<_> = async {
         let settings = Arc::new(load(core.file()).await?);
         let of = Arc::clone(&settings);
@@ -249,7 +251,7 @@ async fn reload(
                 machines = core.machines(),
                 "the configuration was read again"
             );
-            notify(&[NotifyState::Ready, NotifyState::Status("")]);
+            systemd.ready("");
             Ok(())
         }
         Err(error) => {
@@ -257,10 +259,7 @@ async fn reload(
                 error = error.chain(),
                 "the new configuration is refused: the old one stays in force"
             );
-            notify(&[
-                NotifyState::Ready,
-                NotifyState::Status("the new configuration was refused: the old one is in force"),
-            ]);
+            systemd.ready("the new configuration was refused: the old one is in force");
             core.refuse(&error);
             Err(error)
         }
@@ -372,16 +371,4 @@ impl Beat {
         let word = if well { "ok" } else { "stalled" };
         (well, serde_json::json!({ "role": "host", "status": word }))
     }
-}
-
-/// Tells systemd, where it started us.
-fn notify(state: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
-        tracing::warn!(%error, "cannot tell systemd how the service is");
-    }
-}
-
-/// How often the watchdog wants to hear of us: thrice in its time.
-fn watchdog_pause() -> Duration {
-    sd_notify::watchdog_enabled().map_or(Duration::MAX, |time| time / 3)
 }

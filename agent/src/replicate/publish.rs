@@ -201,14 +201,17 @@ impl Publisher {
         while open || !uploads.is_empty() {
             tokio::select! {
                 pack = packs.recv(), if open && uploads.len() < self.uploads_in_flight => match pack {
-                    Some(pack) => drop(uploads.spawn(upload(Arc::clone(&self.repository), self.pacer.clone(), pack, self.mends))),
+                    Some(pack) => drop(uploads.spawn(upload(Arc::clone(&self.repository), self.pacer.clone(), self.stop.clone(), pack, self.mends))),
                     None => open = false,
                 },
                 Some(arrived) = uploads.join_next() => {
                     let arrived = arrived.map_err(|error| {
                         Error::new(Kind::Bug, "an upload broke down").caused_by(error)
                     })??;
-                    self.arrived(arrived).await?;
+                    // None: the run was stopped before its turn came.
+                    if let Some(arrived) = arrived {
+                        self.arrived(arrived).await?;
+                    }
                 }
             }
             // Short runs need no announcement: their one segment is named by the point itself.
@@ -274,9 +277,8 @@ impl Publisher {
             blocking(move || segment.encode(repository.keys(), salt).map_err(refused)).await?;
         let length = bytes.len() as u64;
         let store = self.repository.store();
-        if let Some(pacer) = &self.pacer {
-            pacer.let_through(length).await;
-        }
+        // What a stopped run has stored is worth to be named, whatever the rate.
+        let _ = let_through(self.pacer.as_deref(), &self.stop, length).await;
         store
             .create_named_by_content(&id.object_key(), bytes.into())
             .await?;
@@ -380,11 +382,13 @@ impl Publisher {
                 let arrived = upload(
                     Arc::clone(&self.repository),
                     self.pacer.clone(),
+                    self.stop.clone(),
                     ToPublish::tree(sealed),
                     self.mends,
                 );
-                let arrived = arrived.await?;
-                self.arrived(arrived).await?;
+                if let Some(arrived) = arrived.await? {
+                    self.arrived(arrived).await?;
+                }
             }
         }
         Ok(())
@@ -446,13 +450,14 @@ async fn announce(
 }
 
 /// Stores a pack. A tree pack is kept in the local cache too; with `index_pages` the index learns where
-/// its pages lie.
+/// its pages lie. None where the run was stopped while the pack waited for its turn.
 async fn upload(
     repository: Arc<Repository>,
     pacer: Option<Arc<Pacer>>,
+    stop: CancellationToken,
     pack: ToPublish,
     index_pages: bool,
-) -> Result<Arrived> {
+) -> Result<Option<Arrived>> {
     let ToPublish {
         id,
         bytes,
@@ -461,8 +466,8 @@ async fn upload(
     } = pack;
     let length = bytes.len() as u64;
     let store = repository.store();
-    if let Some(pacer) = pacer {
-        pacer.let_through(length).await;
+    if !let_through(pacer.as_deref(), &stop, length).await {
+        return Ok(None);
     }
     store
         .create_named_by_content(&id.object_key(), bytes.clone())
@@ -479,10 +484,22 @@ async fn upload(
         })
         .await?;
     }
-    Ok(Arrived {
+    Ok(Some(Arrived {
         id,
         bytes: length,
         kind,
         items,
-    })
+    }))
+}
+
+/// Waits until so many bytes may be sent; false where the run is stopped before.
+async fn let_through(pacer: Option<&Pacer>, stop: &CancellationToken, bytes: u64) -> bool {
+    let Some(pacer) = pacer else {
+        return true;
+    };
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => false,
+        () = pacer.let_through(bytes) => true,
+    }
 }

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// How long anything may take on a machine with much else to do.
@@ -72,7 +73,9 @@ pub(crate) fn until<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
 pub(crate) struct Service<'a> {
     site: &'a Site,
     child: Child,
-    told: UnixDatagram,
+    /// All that systemd has been told, and how much of it was heard.
+    told: Arc<Mutex<Vec<String>>>,
+    heard: usize,
 }
 
 impl<'a> Service<'a> {
@@ -90,8 +93,6 @@ impl<'a> Service<'a> {
         let notify = site.path("notify");
         let _ = std::fs::remove_file(&notify);
         let told = UnixDatagram::bind(&notify).unwrap();
-        told.set_read_timeout(Some(Duration::from_millis(200)))
-            .unwrap();
         let log = File::options()
             .create(true)
             .append(true)
@@ -105,20 +106,42 @@ impl<'a> Service<'a> {
             .stderr(log)
             .spawn()
             .unwrap();
-        Self { site, child, told }
+        let all: Arc<Mutex<Vec<String>>> = Arc::default();
+        let gathered = Arc::clone(&all);
+        // Ends with the test's process.
+        std::thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            while let Ok(length) = told.recv(&mut bytes) {
+                let said = String::from_utf8_lossy(&bytes[..length]).into_owned();
+                gathered.lock().unwrap().push(said);
+            }
+        });
+        Self {
+            site,
+            child,
+            told: all,
+            heard: 0,
+        }
     }
 
     /// Waits until the service tells systemd this.
     #[track_caller]
     pub(crate) fn hears(&mut self, word: &str) -> String {
-        let mut bytes = [0; 4096];
         until(word, || {
-            if let Some(status) = self.child.try_wait().unwrap() {
+            let ended = self.child.try_wait().unwrap();
+            let told = self.told.lock().unwrap().clone();
+            let fresh = &told[self.heard..];
+            let at = fresh
+                .iter()
+                .position(|said| said.lines().any(|line| line == word));
+            if let Some(at) = at {
+                self.heard += at + 1;
+                return Some(fresh[at].clone());
+            }
+            if let Some(status) = ended {
                 panic!("the service ended ({status}): {}", self.log());
             }
-            let length = self.told.recv(&mut bytes).ok()?;
-            let said = String::from_utf8_lossy(&bytes[..length]).into_owned();
-            said.lines().any(|line| line == word).then_some(said)
+            None
         })
     }
 
