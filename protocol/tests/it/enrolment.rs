@@ -315,7 +315,7 @@ fn a_token_of_any_making_names_gateways_by_address() {
     assert!(made(&[b"gw1"]).is_err());
     assert!(made(&[b"gw1:1", b"\x1b[2J:1"]).is_err());
     assert!(made(&[b"\xff:1"]).is_err());
-    assert!(made(&[b"gw1:1"; 17]).is_err());
+    assert!(made(&[&b"gw1:1"[..]; 17]).is_err());
 }
 
 #[test]
