@@ -47,7 +47,10 @@ fn at(now_unix_ns: u64) -> Clock {
 }
 
 async fn fleet() -> Authority {
-    let key = Authority::new_key().unwrap();
+    fleet_by(Authority::new_key().unwrap()).await
+}
+
+async fn fleet_by(key: PrivateKey) -> Authority {
     Authority::create(key, Store::memory(), NOW).await.unwrap()
 }
 
@@ -287,9 +290,7 @@ async fn a_certificate_serves_its_own_purpose_only() {
     met.host_refused("does not allow extended key usage for server authentication");
     // The authority's own, by somebody who has its key.
     let key = Authority::new_key().unwrap();
-    let authority = Authority::create(copy(&key), Store::memory(), NOW)
-        .await
-        .unwrap();
+    let authority = fleet_by(copy(&key)).await;
     let chain = vec![authority.certificate().clone()];
     let config = client_config(authority.fingerprint(), chain, &key, at(NOW)).unwrap();
     let met = meet(gateway(&authority), config).await;
@@ -401,6 +402,19 @@ async fn answer(authority: &Authority, joining: &JoinInProgress, now: u64) -> Ve
     issued.certificates.iter().map(|der| der.to_vec()).collect()
 }
 
+/// A certificate of any name, by whoever has the authority's key.
+fn leaf(authority: &Authority, by: &PrivateKey, subject: &PrivateKey, name: &str) -> Vec<u8> {
+    let pair = rcgen::KeyPair::from_pem(&by.to_pem()).unwrap();
+    let issuer = rcgen::Issuer::from_ca_cert_der(authority.certificate(), pair).unwrap();
+    let mut params = rcgen::CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params
+        .distinguished_name
+        .push(rcgen::DnType::CommonName, name);
+    let public = rcgen::SubjectPublicKeyInfo::from_der(&subject.public_der()).unwrap();
+    params.signed_by(&public, &issuer).unwrap().der().to_vec()
+}
+
 fn again(token: &Token) -> Token {
     Token::decode(&token.encode().unwrap()).unwrap()
 }
@@ -478,7 +492,8 @@ async fn a_host_joins_connects_and_renews() {
 /// A gateway that lies, or errs, gets nothing written.
 #[tokio::test]
 async fn a_host_takes_no_certificate_but_its_own() {
-    let authority = fleet().await;
+    let authority_key = Authority::new_key().unwrap();
+    let authority = fleet_by(copy(&authority_key)).await;
     let other = fleet().await;
     let root = tempfile::tempdir().unwrap();
     let token = invite(&authority).await;
@@ -532,6 +547,19 @@ async fn a_host_takes_no_certificate_but_its_own() {
         let error = begin("host").finish(&chain, &gateways, now).unwrap_err();
         assert_eq!(error.kind(), kind, "{what}: {error:?}");
         assert!(Identity::open(&root.path().join("host")).is_err(), "{what}");
+    }
+    // By the right authority, for the right key, and still not what was asked for.
+    let own_key = std::fs::read_to_string(root.path().join("host/host.key")).unwrap();
+    let own_key = PrivateKey::from_pem("host.key", &own_key).unwrap();
+    let request = own_key.request().unwrap();
+    let other_enrolment = authority.renew(stranger.enrolment, &request, NOW).await;
+    let other_enrolment = other_enrolment.unwrap().certificates[0].to_vec();
+    let nobodys = leaf(&authority, &authority_key, &own_key, "tidegate gateway");
+    for certificate in [other_enrolment, nobodys] {
+        let chain = [certificate, ca.clone()];
+        let error = begin("host").finish(&chain, &gateways, NOW).unwrap_err();
+        assert_eq!(error.kind(), Kind::Denied);
+        assert!(Identity::open(&root.path().join("host")).is_err());
     }
     for gateways in [vec![], vec!["gw1".to_owned()], vec!["gw1:0".to_owned()]] {
         let error = begin("host").finish(&good, &gateways, NOW).unwrap_err();

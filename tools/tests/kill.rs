@@ -389,6 +389,32 @@ fn an_init_that_is_killed_anywhere_is_finished_or_says_what_to_do() {
 /// Where the engine writes a checkpoint.
 const CHECKPOINT_AT: u64 = 512;
 
+/// No fleet without its authority's key: else nobody could ever join it, and its place would be taken.
+#[test]
+fn a_fleet_whose_init_is_killed_anywhere_is_finished_by_the_next() {
+    let before = bare_site();
+    // The names of the folders whose power is cut.
+    let init = ["gateway", "init", "--fleet", "repo", "--keys", "keys"];
+    let job = Job {
+        name: "gateway init",
+        before: &before,
+        args: &init,
+        deaths: &[Death::Before, Death::Halfway, Death::PowerCut],
+    };
+    job.dies_at_every_step(|site| {
+        let listed = run(site, DEAD, &["gateway", "list", "--fleet", "repo"]);
+        match listed.code {
+            0 => assert!(site.path("keys/authority.key").exists()),
+            _ => drop(listed.ends_with(3)),
+        }
+        run(site, DEAD, &init).succeeds();
+        let invite = [
+            "gateway", "invite", "--fleet", "repo", "--host", "hv1", "--repo", "main",
+        ];
+        run(site, DEAD, &invite).succeeds();
+    });
+}
+
 #[test]
 fn a_checkpoint_that_is_killed_anywhere_stops_no_reader() {
     let before = small_site();

@@ -6,6 +6,8 @@
 use crate::support::enrolment::{
     ENROLMENT, SECRET, authority, grant, invite, joined, revoked, token,
 };
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 use tidegate_protocol::FormatError;
@@ -290,6 +292,30 @@ fn tokens_are_text_that_survives_a_mail() {
             .gateways
             .is_empty()
     );
+}
+
+/// Whoever makes a token can also make its check.
+#[test]
+fn a_token_of_any_making_names_gateways_by_address() {
+    let made = |gateways: &[&[u8]]| {
+        let mut bytes = [&[0x5e; 16][..], &SECRET, &[0; 32]].concat();
+        bytes.push(u8::try_from(gateways.len()).unwrap());
+        for gateway in gateways {
+            bytes.push(u8::try_from(gateway.len()).unwrap());
+            bytes.extend_from_slice(gateway);
+        }
+        let check = blake3::hash(&bytes);
+        bytes.extend_from_slice(&check.as_bytes()[..4]);
+        Token::decode(&format!(
+            "tidegate-join-1.{}",
+            URL_SAFE_NO_PAD.encode(bytes)
+        ))
+    };
+    assert_eq!(made(&[b"gw1:1"]).unwrap().gateways, ["gw1:1"]);
+    assert!(made(&[b"gw1"]).is_err());
+    assert!(made(&[b"gw1:1", b"\x1b[2J:1"]).is_err());
+    assert!(made(&[b"\xff:1"]).is_err());
+    assert!(made(&[&b"gw1:1"[..]; 17]).is_err());
 }
 
 #[test]
