@@ -94,6 +94,9 @@ enum Backend {
     Other,
 }
 
+/// Records of the log with their numbers.
+pub(crate) type SentRecords = BoxStream<'static, Result<(u64, Bytes)>>;
+
 /// What a create-only PUT came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
@@ -390,6 +393,25 @@ impl Store {
             );
         }
         Ok(known)
+    }
+
+    /// The log's records after number `after`, one after the other, where a gateway sends them.
+    pub(crate) async fn records_after(&self, after: u64) -> Option<SentRecords> {
+        let link = self.shared.link.as_ref()?;
+        let sent = self.shared.wire.follow(link, after).await;
+        let store = self.clone();
+        match sent {
+            Ok(records) => {
+                let explained = move |record: Result<(u64, Bytes), Failure>| {
+                    record.map_err(|failure| store.explain("could not read", "log", failure))
+                };
+                Some(records.map(explained).boxed())
+            }
+            Err(failure) => {
+                tracing::debug!("the gateway does not send the log: {failure}");
+                None
+            }
+        }
     }
 
     /// How the gateway is that this host is connected to, or would be.

@@ -17,10 +17,11 @@ use super::catalogue::{RecordToReplay, Replayed};
 use super::{Repository, blocking, refused};
 use crate::clock;
 use crate::error::{Error, Kind, Result};
-use crate::store::Created;
+use crate::store::{Created, SentRecords};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use std::collections::{BTreeMap, HashSet};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use tidegate_protocol::FormatError;
 use tidegate_protocol::checkpoint::{self, Checkpoint};
@@ -43,6 +44,27 @@ const CHECKPOINT_EVERY: u64 = 512;
 
 /// Largest checkpoint that is read.
 const CHECKPOINT_BYTES_MAX: u64 = 1 << 30;
+
+/// The records of these numbers, as far as they come one after the other. They are not believed for having
+/// come: each must continue the one before it.
+async fn take_sent(sent: &mut SentRecords, numbers: RangeInclusive<u64>) -> Vec<Bytes> {
+    let mut records = Vec::new();
+    for number in numbers {
+        match sent.next().await {
+            Some(Ok((at, record))) if at == number => records.push(record),
+            other => {
+                if let Some(Err(error)) = other {
+                    tracing::debug!(
+                        error = error.chain(),
+                        "the log broke off: asking for the rest"
+                    );
+                }
+                break;
+            }
+        }
+    }
+    records
+}
 
 /// What became of a record that somebody else has made.
 pub(crate) enum Foreign {
@@ -98,15 +120,29 @@ impl Repository {
             }
         }
         let newest = listed.keys().next_back().copied().unwrap_or(0).max(least);
+        // A gateway sends them all in one answer; without one, or where that breaks off, each is asked for.
+        let mut sent = match head.number < newest {
+            true => self.store.records_after(head.number).await,
+            false => None,
+        };
         // In batches from the head on: whoever writes to the bucket can make up any number.
         while head.number < newest {
             let first = head.number + 1;
             let last = newest.min(head.number.saturating_add(REPLAY_BATCH));
-            let records: Vec<Bytes> = stream::iter(first..=last)
-                .map(|number| self.read_record(number))
-                .buffered(FETCHES_IN_FLIGHT)
-                .try_collect()
-                .await?;
+            let mut records = match &mut sent {
+                Some(sent) => take_sent(sent, first..=last).await,
+                None => Vec::new(),
+            };
+            let missing = first + records.len() as u64;
+            if missing <= last {
+                sent = None;
+                let read: Vec<Bytes> = stream::iter(missing..=last)
+                    .map(|number| self.read_record(number))
+                    .buffered(FETCHES_IN_FLIGHT)
+                    .try_collect()
+                    .await?;
+                records.extend(read);
+            }
             head = self.replay(head, &records).await?;
         }
         self.index_follows().await

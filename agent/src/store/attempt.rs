@@ -148,6 +148,34 @@ impl Wire {
         .await
     }
 
+    /// The log's records after number `after`: one request, which is not tried again.
+    pub(super) async fn follow(
+        &self,
+        link: &Link,
+        after: u64,
+    ) -> Result<BoxStream<'static, Result<(u64, Bytes), Failure>>, Failure> {
+        self.counters.gets.fetch_add(1, Relaxed);
+        let explain = |error| gateway::explain(&Path::from("log"), error);
+        let patience = self.settings.request_timeout;
+        let sent = async {
+            let records = link.follow(after, false).await.map_err(explain)?;
+            Ok(records.map(move |record| record.map_err(explain)).boxed())
+        };
+        let sent = answered_within(patience, Instant::now() + patience, sent).await?;
+        let counters = Arc::clone(&self.counters);
+        let records = futures::stream::unfold(sent, move |mut sent| async move {
+            let next = next_within(patience, &mut sent).await;
+            next.transpose().map(|record| (record, sent))
+        });
+        Ok(records
+            .inspect(move |record| {
+                if let Ok((_, bytes)) = record {
+                    counters.bytes_down.fetch_add(bytes.len() as u64, Relaxed);
+                }
+            })
+            .boxed())
+    }
+
     /// The objects in `folder` after `after`. The deadline starts anew with each key that arrives.
     pub(super) fn list(
         &self,
