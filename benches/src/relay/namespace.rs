@@ -81,7 +81,6 @@ fn set_up(address: Ipv4Addr, peer: Ipv4Addr) -> Result<OwnedFd> {
         ("tcp_rmem", "4096 1048576 134217728"),
         ("tcp_wmem", "4096 1048576 134217728"),
         ("tcp_no_metrics_save", "1"),
-        ("tcp_congestion_control", "cubic"),
     ] {
         std::fs::write(format!("/proc/sys/net/ipv4/{name}"), value)
             .with_context(|| format!("setting {name}"))?;
