@@ -53,9 +53,8 @@ enum Contender {
 
 const OURS: Contender = Contender::Quic(Controller::Ours(Congestion::Throughput));
 const OURS_FAIR: Contender = Contender::Quic(Controller::Ours(Congestion::Fair));
-const CONTENDERS: [Contender; 5] = [
+const CONTENDERS: [Contender; 4] = [
     OURS,
-    OURS_FAIR,
     Contender::Quic(Controller::QuinnCubic),
     Contender::Quic(Controller::QuinnBbr),
     Contender::KernelTcp,
