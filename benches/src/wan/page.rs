@@ -12,7 +12,7 @@ const STARTED_LEAST: f64 = 0.90;
 const EARLY_LEAST: f64 = 0.75;
 const INFLATION_MOST: f64 = 0.25;
 
-type Row = (String, Vec<(Contender, Figures)>);
+pub(super) type Row = (String, Vec<(Contender, Figures)>);
 
 pub(super) fn write(rows: &[Row], pairs: &[Shared], arguments: &Arguments) -> Result<String> {
     let mut page = String::new();
