@@ -53,9 +53,8 @@ enum Contender {
 
 const OURS: Contender = Contender::Quic(Controller::Ours(Congestion::Throughput));
 const OURS_FAIR: Contender = Contender::Quic(Controller::Ours(Congestion::Fair));
-const CONTENDERS: [Contender; 5] = [
+const CONTENDERS: [Contender; 4] = [
     OURS,
-    OURS_FAIR,
     Contender::Quic(Controller::QuinnCubic),
     Contender::Quic(Controller::QuinnBbr),
     Contender::KernelTcp,
@@ -347,6 +346,7 @@ fn shared(queue_bdp: f64, contenders: [Contender; 2], arguments: &Arguments) -> 
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let mut rows = Vec::new();
+    let mut pairs = Vec::new();
     let wanted = |contender: &Contender| contender.name().contains(&arguments.contender);
     for path in paths(arguments.seconds) {
         if !path.name.contains(&arguments.only) {
@@ -359,8 +359,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             figures.push((contender, got));
         }
         rows.push((path.name, figures));
+        publish(&rows, &pairs, arguments)?;
     }
-    let mut pairs = Vec::new();
     if "shared".contains(&arguments.only) {
         for queue_bdp in [0.25, 1.0, 4.0] {
             for contenders in [
@@ -378,12 +378,19 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
                     got.shares[1]
                 );
                 pairs.push(got);
+                publish(&rows, &pairs, arguments)?;
             }
         }
     }
+    publish(&rows, &pairs, arguments)?;
+    println!("{}", arguments.out.display());
+    Ok(())
+}
+
+/// Writes the page with what there is by now: a run takes long.
+fn publish(rows: &[page::Row], pairs: &[Shared], arguments: &Arguments) -> Result<()> {
     if arguments.only.is_empty() && arguments.contender.is_empty() {
-        std::fs::write(&arguments.out, page::write(&rows, &pairs, arguments)?)?;
-        println!("{}", arguments.out.display());
+        std::fs::write(&arguments.out, page::write(rows, pairs, arguments)?)?;
     }
     Ok(())
 }

@@ -8,7 +8,7 @@
 //! ```text
 //!            rate grows no more               queue gone
 //!   Start ───────────────────────► Drain ─────────────────► Cruise ◄─┐ rounds pass
-//!  window ×2 a round                 ▲ × 0.85 (or 0.5)       × 1.12 ──┘
+//!  ×2 a round (× 2.5)                ▲ × 0.85 (or 0.5)       × 1.12 ──┘
 //!     ▲                              │                          │ 6–8 rounds, or the rate grows
 //!     │ all lost for                 │  rate did not grow       ▼
 //!     │ several time-outs            └──────────────────────  Probe ──┐ rate grew: on, × 1.5

@@ -44,7 +44,9 @@ pub const SOCKET_BUFFER_BYTES: usize = 8 << 20;
 ///
 /// What is left at quinn's default and why: GSO on (worth a factor of three); MTU discovery
 /// on, from 1200 up to 1452 bytes, with its detection of black holes; three probe
-/// time-outs until a loss counts as persistent.
+/// time-outs until a loss counts as persistent; streams of one priority take turns. Without turns a stream
+/// that was begun is finished before any other is looked at, and that holds up what others have
+/// lost, and streams of a higher priority, too: measured at 1 % loss, a tenth of the goodput was missing.
 pub fn transport_config(congestion: Congestion) -> TransportConfig {
     let mut ack = AckFrequencyConfig::default();
     ack.ack_eliciting_threshold(VarInt::from_u32(ACK_THRESHOLD))
@@ -56,9 +58,6 @@ pub fn transport_config(congestion: Congestion) -> TransportConfig {
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
         .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
         .send_window(u64::from(CONNECTION_WINDOW_BYTES))
-        // Streams of one priority are sent one after the other: the first pack is durable, and its
-        // memory free, while the second is still under way.
-        .send_fairness(false)
         .packet_threshold(REORDERED_PACKETS_MAX)
         .time_threshold(REORDERED_RTT_MAX)
         .ack_frequency_config(Some(ack))

@@ -2,7 +2,8 @@
 //! bucket, gets of a path at best.
 
 use crate::relay::{RIGHT, Relay};
-use anyhow::Result;
+use anyhow::{Context as _, Result};
+use rustix::net::sockopt::set_tcp_congestion;
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
@@ -30,6 +31,8 @@ impl Upload {
             }
         });
         let stream = relay.left.run(move || TcpStream::connect(there))??;
+        // The system's choice may be another.
+        set_tcp_congestion(&stream, "cubic").context("choosing CUBIC")?;
         Ok(Self {
             stream,
             threads: vec![receiving],
