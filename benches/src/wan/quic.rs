@@ -82,6 +82,9 @@ impl Upload {
     }
 
     pub(super) async fn end(self) {
+        if let Some(reason) = self.connection.close_reason() {
+            eprintln!("the connection was lost under way: {reason}");
+        }
         self.connection.close(0_u32.into(), b"");
         self.client.close(0_u32.into(), b"");
         for task in self.tasks {
