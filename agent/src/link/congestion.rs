@@ -36,7 +36,7 @@
 //!
 //! Sources: BBR (draft-ietf-ccwg-bbr) for rate samples, rounds and the filter; Copa (NSDI 2018) for telling
 //! loss-based neighbours by a queue that never empties; CUBIC (RFC 9438); RFC 9002 §7.6 for persistent
-//! congestion. What was measured stands in `benches/WAN.md`.
+//! congestion. It is measured by `tidegate-benches wan`.
 //!
 //! Not a rate limit: that one is [`super::cap`], at the socket. Invariant: no clock and no randomness in
 //! here; time comes in with each event, so tests run it on a virtual clock.

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 /// Namespaces on a bridge; taken down when dropped. Needs root.
-pub struct Net {
+pub(crate) struct Net {
     name: String,
     octet: u8,
     machines: Vec<String>,
@@ -15,7 +15,7 @@ pub struct Net {
 
 impl Net {
     /// A bridge with this machine on it, and `machines` around it.
-    pub fn new(machines: &[&str]) -> Self {
+    pub(crate) fn new(machines: &[&str]) -> Self {
         let pid = std::process::id();
         // Tests run side by side: the first free network is ours.
         for turn in 0..100 {
@@ -66,12 +66,12 @@ impl Net {
     }
 
     /// This machine's address on the bridge.
-    pub fn own(&self) -> Ipv4Addr {
+    pub(crate) fn own(&self) -> Ipv4Addr {
         Ipv4Addr::new(10, 99, self.octet, 1)
     }
 
     /// A machine's address.
-    pub fn address(&self, machine: &str) -> Ipv4Addr {
+    pub(crate) fn address(&self, machine: &str) -> Ipv4Addr {
         let number = self.machines.iter().position(|name| name == machine);
         let number = u8::try_from(number.unwrap()).unwrap();
         Ipv4Addr::new(10, 99, self.octet, 10 + number)
@@ -82,7 +82,7 @@ impl Net {
     }
 
     /// `program`, on that machine; more arguments and variables may be added.
-    pub fn command(&self, machine: &str, program: &Path) -> Command {
+    pub(crate) fn command(&self, machine: &str, program: &Path) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.space(machine)]);
         command.arg(program);
@@ -90,13 +90,13 @@ impl Net {
     }
 
     /// Cuts a machine's cable, or plugs it in again.
-    pub fn set_cable(&self, machine: &str, is_in: bool) {
+    pub(crate) fn set_cable(&self, machine: &str, is_in: bool) {
         let outside = format!("{}o", self.space(machine));
         ip(&["link", "set", &outside, if is_in { "up" } else { "down" }]);
     }
 
     /// Lets a machine send no more than so many Mbit/s.
-    pub fn limit(&self, machine: &str, mbit: u32) {
+    pub(crate) fn limit(&self, machine: &str, mbit: u32) {
         let (space, rate) = (self.space(machine), format!("{mbit}mbit"));
         let args = [
             "-n", &space, "qdisc", "replace", "dev", "eth0", "root", "tbf", "rate", &rate,
@@ -106,7 +106,7 @@ impl Net {
     }
 
     /// Gives a machine another address, as when a host moves to another network.
-    pub fn readdress(&self, machine: &str, last: u8) {
+    pub(crate) fn readdress(&self, machine: &str, last: u8) {
         let space = self.space(machine);
         let new = format!("{}/24", Ipv4Addr::new(10, 99, self.octet, last));
         let old = format!("{}/24", self.address(machine));
@@ -119,7 +119,7 @@ impl Net {
     }
 
     /// Bytes that a machine has sent since it was made.
-    pub fn sent_bytes(&self, machine: &str) -> u64 {
+    pub(crate) fn sent_bytes(&self, machine: &str) -> u64 {
         let path = Path::new("cat");
         let output = self
             .command(machine, path)
