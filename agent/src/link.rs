@@ -25,8 +25,9 @@ use std::time::Duration;
 use tidegate_protocol::FormatError;
 use tidegate_protocol::wire::Status;
 
-/// Where a host's key and certificates are unless it is said otherwise.
-pub const DEFAULT_IDENTITY: &str = "/etc/tidegate/identity";
+/// Where a host's key and certificates are unless it is said otherwise: with the state of the service, not
+/// with its configuration, as it renews them.
+pub const DEFAULT_IDENTITY: &str = "/var/lib/tidegate/identity";
 
 /// Why a request came to nothing.
 #[derive(Debug, Clone, thiserror::Error)]

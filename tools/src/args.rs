@@ -80,7 +80,7 @@ pub(crate) struct RepositoryOptions {
     /// Where to keep what is known of the repository; may be deleted at any time
     #[arg(help_heading = REPOSITORY, long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) cache_dir: Option<PathBuf>,
-    /// This host's key and certificates, for gateways [default: /etc/tidegate/identity]
+    /// This host's key and certificates, for gateways [default: /var/lib/tidegate/identity]
     #[arg(help_heading = REPOSITORY, long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) identity: Option<PathBuf>,
 }

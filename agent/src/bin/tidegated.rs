@@ -4,9 +4,9 @@
 //! speaks to this program over its control socket. The log goes to standard error, one line an event,
 //! for journald to take.
 
-use clap::{Parser, Subcommand, ValueEnum, ValueHint};
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum, ValueHint};
 use std::io::{self, IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tidegate_agent::gateway::{self, GatewayConfig};
 use tidegate_agent::host::config::{DEFAULT_FILE, Settings};
@@ -55,6 +55,12 @@ enum Command {
     /// Look at configuration files.
     #[command(subcommand)]
     Config(Config),
+    /// Write man pages into a folder.
+    Man {
+        /// The folder; made where it is missing
+        #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+        dir: PathBuf,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -110,6 +116,7 @@ fn main() -> ExitCode {
 fn run(args: Args) -> Result<()> {
     match args.command {
         Command::Config(Config::Check { role, file }) => check(role, file),
+        Command::Man { dir } => man(&dir),
         Command::Host { config } => {
             start_log();
             let handle = metrics::install()?;
@@ -165,6 +172,13 @@ fn check(role: Role, file: Option<PathBuf>) -> Result<()> {
     io::stdout()
         .write_all(text.as_bytes())
         .map_err(|error| Error::io("cannot write to standard output", error))
+}
+
+/// Made from the very definitions that are parsed.
+fn man(dir: &Path) -> Result<()> {
+    std::fs::create_dir_all(dir)
+        .and_then(|()| clap_mangen::generate_to(Args::command(), dir))
+        .map_err(|error| Error::io(format!("cannot write man pages into {}", dir.display()), error))
 }
 
 /// One line an event, to standard error. Under systemd each has its priority before it, and no time:

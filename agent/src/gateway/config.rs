@@ -17,6 +17,9 @@ use std::time::Duration;
 /// Where the configuration stands unless it is named.
 pub const DEFAULT_FILE: &str = "/etc/tidegate/gateway.toml";
 
+/// Where the cache is unless it is named: apart from the host service's, which another user runs.
+const DEFAULT_CACHE: &str = "/var/cache/tidegate-gateway";
+
 /// What a gateway is to do.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GatewayConfig {
@@ -113,7 +116,7 @@ impl GatewayConfig {
         let cache_dir = written
             .cache_dir
             .as_deref()
-            .unwrap_or(Path::new("/var/cache/tidegate"));
+            .unwrap_or(Path::new(DEFAULT_CACHE));
         let cache_dir = from_folder(folder, cache_dir);
         let repositories = written
             .repository

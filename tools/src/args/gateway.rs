@@ -120,7 +120,7 @@ pub(crate) struct HostJoin {
     /// Where a gateway is, instead of where the token says; may be given several times
     #[arg(long = "gateway", value_name = "HOST:PORT", value_parser = parse::gateway)]
     pub(crate) gateways: Vec<String>,
-    /// Where to keep key and certificates [default: /etc/tidegate/identity]
+    /// Where to keep key and certificates [default: /var/lib/tidegate/identity]
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) identity: Option<PathBuf>,
 }
@@ -128,7 +128,7 @@ pub(crate) struct HostJoin {
 /// Show which enrolment this host has, and how long its certificate holds.
 #[derive(Debug, clap::Args)]
 pub(crate) struct HostShow {
-    /// Where key and certificates are [default: /etc/tidegate/identity]
+    /// Where key and certificates are [default: /var/lib/tidegate/identity]
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) identity: Option<PathBuf>,
 }
