@@ -4,7 +4,7 @@ use super::{Line, REQUEST_BYTES_MAX, Reply, Request, VERSION, peer};
 use crate::error::{Error, Kind, Result};
 use crate::host::service::{Answer, Orders, Seen};
 use crate::host::state::Fault;
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,8 +54,11 @@ impl Listener {
         let group = peer::group_number(group_name);
         // Who may connect is asked of each peer too: for a moment the mode is another.
         let given = match group {
-            Some(group) => chown(path, None, Some(group)),
-            None => Ok(()),
+            // A service whose own group it is may lack the right to any chown.
+            Some(group) if path.metadata().map_err(cannot)?.gid() != group => {
+                chown(path, None, Some(group))
+            }
+            _ => Ok(()),
         };
         let mode = match &given {
             Ok(()) => 0o660,
