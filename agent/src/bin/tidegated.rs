@@ -178,7 +178,12 @@ fn check(role: Role, file: Option<PathBuf>) -> Result<()> {
 fn man(dir: &Path) -> Result<()> {
     std::fs::create_dir_all(dir)
         .and_then(|()| clap_mangen::generate_to(Args::command(), dir))
-        .map_err(|error| Error::io(format!("cannot write man pages into {}", dir.display()), error))
+        .map_err(|error| {
+            Error::io(
+                format!("cannot write man pages into {}", dir.display()),
+                error,
+            )
+        })
 }
 
 /// One line an event, to standard error. Under systemd each has its priority before it, and no time:
