@@ -550,11 +550,13 @@ impl Repository {
     }
 }
 
-/// Runs work that blocks (files, SQLite, CPU) off the runtime's threads.
+/// Runs work that blocks (files, SQLite, CPU) off the runtime's threads. What it logs belongs to the span
+/// of who waits for it.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    match tokio::task::spawn_blocking(work).await {
+    let span = tracing::Span::current();
+    match tokio::task::spawn_blocking(move || span.in_scope(work)).await {
         Ok(done) => done,
         Err(error) => Err(Error::new(Kind::Bug, "a worker thread broke down").caused_by(error)),
     }
