@@ -27,11 +27,11 @@ const CAP_DAC_READ_SEARCH: &str = "0000000000000004";
 
 const GATEWAY_TOML: &str = r#"
 fleet = "/srv/store/fleet"
-authority_key = "%d/authority.key"
+authority_key = "credential:authority.key"
 metrics = "127.0.0.1:9465"
 [repository.main]
 location = "/srv/store/main"
-key = "%d/maintenance.key"
+key = "credential:maintenance.key"
 "#;
 
 /// A raw image, a qcow2 one, and one whose upload takes its time.
