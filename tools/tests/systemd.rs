@@ -107,7 +107,7 @@ fn package(site: &Site) -> String {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("package");
     let made = program(
         text(&script),
-        &["--programs", text(programs), "--fast", "--no-strip"],
+        &["--programs", text(programs), "--fast", "--strip"],
     );
     std::fs::copy(made.lines().last().unwrap(), site.path("tidegate.deb")).unwrap();
     format!("{}/tidegate.deb", container::SHARED)
