@@ -112,7 +112,11 @@ fn units_and_defaults_of_the_programs_agree() {
         let user = format!("u {} ", values(unit, "User")[0]);
         assert!(users.contains(&user), "{users}");
         // The examples' credentials are those that the unit hands over.
-        let example = read(if unit == HOST { "host.toml" } else { "gateway.toml" });
+        let example = read(if unit == HOST {
+            "host.toml"
+        } else {
+            "gateway.toml"
+        });
         let asked: BTreeSet<_> = example
             .split('"')
             .filter_map(|text| text.strip_prefix("credential:"))
