@@ -171,7 +171,7 @@ impl World {
         command
             .current_dir(self.site.path(""))
             .env("HOME", self.site.path("home"))
-            .env("TIDEGATE_CONFIG", "/dev/null")
+            .env("TIDEGATE_CONFIG", "host-config.toml")
             .env(
                 "TIDEGATE_REPO",
                 format!("quic://{}/main", addresses.join(",")),
