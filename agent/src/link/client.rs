@@ -1,7 +1,7 @@
 //! The host's end of the link: requests to whichever gateway is there.
 //!
 //! A [`Link`] belongs to one repository and knows the addresses of several gateways, which are equal:
-//! what one has acknowledged is in the store for all. Requests share a few connections, each a [`Line`]
+//! what one has acknowledged is in the store for all. Requests share a few connections, each a `Line`
 //! that dials anew when it has lost its gateway. What it is not: a loop that tries a request again; that
 //! is [`crate::store`]'s, which alone knows what may be repeated.
 //!
