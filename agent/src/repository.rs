@@ -28,6 +28,7 @@ pub mod tree;
 pub use keyring::{KeyInfo, open_slot, read_key_file, write_key_file};
 pub use point::{Point, PointDisk, PointTotals, Selector};
 
+pub(crate) use crate::blocking::blocking;
 use crate::clock;
 use crate::error::{Error, Kind, Result};
 use crate::store::{Created, Store};
@@ -547,18 +548,6 @@ impl Repository {
         cause: impl Into<Box<dyn std::error::Error + Send + Sync>>,
     ) -> Error {
         damaged(&self.store, key, cause)
-    }
-}
-
-/// Runs work that blocks (files, SQLite, CPU) off the runtime's threads. What it logs belongs to the span
-/// of who waits for it.
-pub(crate) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    let span = tracing::Span::current();
-    match tokio::task::spawn_blocking(move || span.in_scope(work)).await {
-        Ok(done) => done,
-        Err(error) => Err(Error::new(Kind::Bug, "a worker thread broke down").caused_by(error)),
     }
 }
 

@@ -348,11 +348,13 @@ impl Shared {
                 Ok(chain(issued.certificates))
             }
             Err(Refused::Failed(error)) => Err(error.into()),
-            Err(refused) => Err(Refusal::Status(
-                Status::Denied,
-                refused.to_string(),
-                Duration::ZERO,
-            )),
+            Err(refused) => {
+                let status = match refused {
+                    Refused::Revoked(_) => Status::Revoked,
+                    _ => Status::Denied,
+                };
+                Err(Refusal::Status(status, refused.to_string(), Duration::ZERO))
+            }
         }
     }
 

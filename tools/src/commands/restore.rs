@@ -27,6 +27,7 @@ use tidegate_agent::repository::{Point, PointDisk, Repository};
 use tidegate_agent::target::{self, ConvertSettings, Target};
 use tidegate_agent::{Error, Kind, Result};
 use tidegate_protocol::keys::Level;
+use tidegate_protocol::wire::Priority;
 
 #[derive(Serialize)]
 struct Answer {
@@ -51,7 +52,9 @@ struct DiskAnswer {
 }
 
 pub(super) async fn run(global: &Global, args: Restore, context: &Context) -> Result<Outcome> {
-    let settings = Settings::load(global, &args.access.repository, &args.access.key)?;
+    let mut settings = Settings::load(global, &args.access.repository, &args.access.key)?;
+    // Somebody waits for the disk: before every backup of the house.
+    settings.store.link.priority = Priority::Restore;
     let repository = context.open(&settings).await?;
     if !args.dry_run {
         ensure_may_read(&repository)?;

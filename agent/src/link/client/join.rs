@@ -1,13 +1,13 @@
 //! Joining: a first certificate for a token.
 
 use super::line::{Sockets, lost, quic};
+use crate::blocking::blocking;
 use crate::clock;
 use crate::error::{Error, Kind, Result};
 use crate::link::LinkError;
 use crate::link::congestion::Congestion;
 use crate::link::frames::{Receiving, Sending, code};
 use crate::link::identity::{Identity, JoinInProgress, WallClock};
-use crate::repository::blocking;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;

@@ -7,13 +7,13 @@
 //! and a connection that comes back goes on.
 
 use super::{LinkError, LinkSettings, renew};
+use crate::blocking::blocking;
 use crate::clock;
 use crate::link::cap::RateCap;
 use crate::link::congestion::Congestion;
 use crate::link::endpoint;
 use crate::link::frames::{Receiving, Sending, code};
 use crate::link::identity::{Identity, WallClock};
-use crate::repository::blocking;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream};
