@@ -125,7 +125,7 @@ fn a_failing_store_behind_the_gateways_is_ridden_out() {
     world.proxy.script(move |call| {
         calls += 1;
         let is_put = call.method == "PUT";
-        match calls % 5 {
+        match calls % 9 {
             _ if calls == 13 => Some(HttpFault::StallBefore),
             0 => Some(refuse("503 Slow Down", "SlowDown")),
             1 => Some(refuse("500 Internal Server Error", "InternalError")),
