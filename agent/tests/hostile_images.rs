@@ -14,6 +14,7 @@ mod disks;
 use disks::images::{Lab, SIZE, open, open_as};
 use disks::{MIB, read_whole, run, text};
 use std::fs;
+use std::io::Read as _;
 use std::path::Path;
 use std::time::Duration;
 use tempfile::TempDir;
@@ -261,7 +262,8 @@ fn an_image_that_a_machine_writes_is_refused() {
             .args(["-f", format, "-t", "-k", text(&socket), text(path)])
             .spawn()
             .expect("run tools/test, which installs qemu-nbd");
-        while std::os::unix::net::UnixStream::connect(&socket).is_err() {
+        // It listens before it opens the image, and greets after.
+        while greeting(&socket).is_none() {
             std::thread::sleep(Duration::from_millis(5));
         }
         let error = open(path).err();
@@ -271,4 +273,12 @@ fn an_image_that_a_machine_writes_is_refused() {
         assert_eq!(error.unwrap().kind(), Kind::Conflict);
         open(path).unwrap();
     }
+}
+
+/// What an NBD server behind `socket` says first.
+fn greeting(socket: &Path) -> Option<[u8; 8]> {
+    let mut greeting = [0; 8];
+    let mut server = std::os::unix::net::UnixStream::connect(socket).ok()?;
+    server.read_exact(&mut greeting).ok()?;
+    Some(greeting)
 }
