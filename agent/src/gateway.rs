@@ -30,11 +30,11 @@ pub mod service;
 pub use config::GatewayConfig;
 pub use served::{Served, ServedSettings};
 
+use crate::blocking::blocking;
 use crate::clock;
 use crate::error::{Error, Kind, Result};
 use crate::link::endpoint;
 use crate::link::identity::{GatewayCertificates, PrivateKey, WallClock, server_config};
-use crate::repository::blocking;
 use crate::store::Store;
 use authority::Authority;
 use connections::Shared;

@@ -8,7 +8,7 @@
 //! | 0 | [`name`] | what machines and disks may be called |
 //! | 0 | [`clock`], [`progress`] | the doors to clock and chance; counters of a running job |
 //! | 0 | [`allocator`], `buffers` | keeps memory from being hoarded; large memory that is used again |
-//! | 0 | `blocking` | the way off the runtime's threads |
+//! | 0 | `blocking`, `systemd` | the way off the runtime's threads; what systemd is told |
 //! | 0 | [`durable`] | new files and folders that survive a power cut |
 //! | 0 | [`metrics`] | every metric once, and the door to them |
 //! | 0 | [`pace`] | a bound on bytes a second |
@@ -49,6 +49,7 @@ pub mod repository;
 pub mod source;
 mod sparse;
 pub mod store;
+mod systemd;
 pub mod target;
 #[cfg(feature = "testing")]
 pub mod testing;

@@ -23,6 +23,7 @@ mod worker;
 
 pub use images::{host_name, name_of, open_images};
 
+use crate::blocking::blocking;
 use crate::chunk::partition;
 use crate::clock;
 use crate::error::{Error, Kind, Result};
@@ -30,7 +31,7 @@ use crate::pace::Pacer;
 use crate::progress::Progress;
 use crate::repository::point::{PointDisk, as_optional_text};
 use crate::repository::tree::TreeReader;
-use crate::repository::{Point, Repository, blocking};
+use crate::repository::{Point, Repository};
 use crate::source::Source;
 use assemble::{Assembled, Landed, assembler};
 use claims::Claims;

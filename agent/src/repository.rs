@@ -28,7 +28,7 @@ pub mod tree;
 pub use keyring::{KeyInfo, open_slot, read_key_file, write_key_file};
 pub use point::{Point, PointDisk, PointTotals, Selector};
 
-pub(crate) use crate::blocking::blocking;
+use crate::blocking::blocking;
 use crate::clock;
 use crate::error::{Error, Kind, Result};
 use crate::store::{Created, Store};

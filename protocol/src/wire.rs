@@ -52,16 +52,19 @@ pub const PUT_BYTES_MAX: u64 = PACK_BYTES_MAX as u64;
 /// Most features in a hello.
 pub const FEATURES_MAX: usize = 64;
 
-macro_rules! kinds {
-    ($($(#[$doc:meta])* $name:ident = $tag:literal, $word:literal;)+) => {
-        /// What a request asks. The tags are for ever.
+macro_rules! tags {
+    (
+        $(#[$about:meta])* $type:ident;
+        $($(#[$doc:meta])* $name:ident = $tag:literal, $word:literal;)+
+    ) => {
+        $(#[$about])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-        pub enum Kind {
+        pub enum $type {
             $($(#[$doc])* $name,)+
         }
 
-        impl Kind {
-            /// Every kind.
+        impl $type {
+            /// All of them.
             pub const ALL: &'static [Self] = &[$(Self::$name),+];
 
             /// The tag on the wire.
@@ -78,7 +81,7 @@ macro_rules! kinds {
                 }
             }
 
-            /// The kind of that tag, if this program knows it.
+            /// What has that tag, if this program knows it.
             pub const fn from_tag(tag: u8) -> Option<Self> {
                 match tag {
                     $($tag => Some(Self::$name),)+
@@ -89,7 +92,9 @@ macro_rules! kinds {
     };
 }
 
-kinds! {
+tags! {
+    /// What a request asks. The tags are for ever.
+    Kind;
     /// The first request of a connection: who speaks, and about which repository.
     Hello = 1, "hello";
     /// Which of these chunks are known, and where they lie.
@@ -148,44 +153,9 @@ impl Priority {
     }
 }
 
-macro_rules! statuses {
-    ($($(#[$doc:meta])* $name:ident = $tag:literal, $word:literal;)+) => {
-        /// What became of a request. The tags are for ever.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-        pub enum Status {
-            $($(#[$doc])* $name,)+
-        }
-
-        impl Status {
-            /// Every status.
-            pub const ALL: &'static [Self] = &[$(Self::$name),+];
-
-            /// The tag on the wire.
-            pub const fn tag(self) -> u8 {
-                match self {
-                    $(Self::$name => $tag,)+
-                }
-            }
-
-            /// The word for people, metrics and logs.
-            pub const fn as_str(self) -> &'static str {
-                match self {
-                    $(Self::$name => $word,)+
-                }
-            }
-
-            /// What it means; a tag that this program does not know is a refusal.
-            pub const fn from_tag(tag: u8) -> Self {
-                match tag {
-                    $($tag => Self::$name,)+
-                    _ => Self::Refused,
-                }
-            }
-        }
-    };
-}
-
-statuses! {
+tags! {
+    /// What became of a request. The tags are for ever; one that this program does not know is a refusal.
+    Status;
     /// Done, and durable where something was written.
     Ok = 0, "ok";
     /// There is an object by that name.
@@ -317,7 +287,7 @@ impl AnswerHead {
     /// Reads it. A length beyond [`MESSAGE_BYTES_MAX`] is refused.
     pub fn decode(bytes: &[u8; Self::BYTES]) -> Result<Self, FormatError> {
         let mut reader = Reader::new("answer", bytes);
-        let status = Status::from_tag(reader.u8()?);
+        let status = Status::from_tag(reader.u8()?).unwrap_or(Status::Refused);
         let message_bytes = message_length(&mut reader)?;
         Ok(Self {
             status,

@@ -23,7 +23,8 @@ use tidegate_protocol::ids::EnrolmentId;
 use tidegate_protocol::keys::Secret;
 use tidegate_protocol::rights::{Right, Rights};
 use tidegate_protocol::wire::{
-    Close, HelloAnswer, HelloRequest, JoinAnswer, JoinRequest, Kind, Problem, Status, encode_answer,
+    Close, HelloAnswer, HelloRequest, JoinAnswer, JoinRequest, Kind, Problem, RequestHead, Status,
+    encode_answer,
 };
 use tokio::time::{sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -160,20 +161,13 @@ impl Shared {
         connection: Connection,
         certificate: HostCertificate,
     ) -> Result<Arc<Guest>> {
-        let gone = |error: LinkError| {
-            Error::new(ErrorKind::Denied, "no hello could be read").caused_by(error)
-        };
-        let (sending, receiving) = connection.accept_bi().await.map_err(|cause| {
-            Error::new(ErrorKind::Unavailable, "the connection ended").caused_by(cause)
-        })?;
-        let (mut sending, mut receiving) = (
-            Sending::new(sending, Default::default()),
-            Receiving::new(receiving),
-        );
-        let head = receiving.request_head().await.map_err(gone)?;
+        let (mut sending, mut receiving, head) = first_request(&connection).await?;
         let decided = match head.kind() {
             Some(Kind::Hello) => {
-                let hello = receiving.message(head.message_bytes).await.map_err(gone)?;
+                let hello = receiving
+                    .message(head.message_bytes)
+                    .await
+                    .map_err(broken_off)?;
                 self.decide(&certificate, &hello).await
             }
             _ => Err((Status::Malformed, "hello comes first".to_owned())),
@@ -191,7 +185,7 @@ impl Shared {
                 let answer = encode_answer(Status::Ok, &answer).map_err(|cause| {
                     Error::new(ErrorKind::Bug, "hello's answer cannot be written").caused_by(cause)
                 })?;
-                sending.send(answer.into()).await.map_err(gone)?;
+                sending.send(answer.into()).await.map_err(broken_off)?;
                 sending.finish();
                 Ok(Arc::new(Guest {
                     connection,
@@ -267,23 +261,13 @@ impl Shared {
     }
 
     async fn join(&self, connection: &Connection) -> Result<()> {
-        let broken = |error: LinkError| {
-            Error::new(ErrorKind::Denied, "a host that joins broke off").caused_by(error)
-        };
-        let (sending, receiving) = connection.accept_bi().await.map_err(|cause| {
-            Error::new(ErrorKind::Unavailable, "the connection ended").caused_by(cause)
-        })?;
-        let (mut sending, mut receiving) = (
-            Sending::new(sending, Default::default()),
-            Receiving::new(receiving),
-        );
-        let head = receiving.request_head().await.map_err(broken)?;
+        let (mut sending, mut receiving, head) = first_request(connection).await?;
         let joined = match head.kind() {
             Some(Kind::Join) => {
                 let join: JoinRequest = receiving
                     .message(head.message_bytes)
                     .await
-                    .map_err(broken)?;
+                    .map_err(broken_off)?;
                 self.join_by(&join).await
             }
             _ => Err(Error::new(
@@ -300,7 +284,7 @@ impl Shared {
             Err(_) => encode_answer(Status::Denied, &Problem::new("the token is not valid", 0)),
         };
         if let Ok(answer) = answer {
-            sending.send(answer.into()).await.map_err(broken)?;
+            sending.send(answer.into()).await.map_err(broken_off)?;
             sending.finish();
         }
         // The host closes when it has its answer.
@@ -497,6 +481,21 @@ impl Shared {
     fn guests(&self) -> std::sync::MutexGuard<'_, HashMap<usize, Arc<Guest>>> {
         self.guests.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What a connection begins with, up to its message.
+async fn first_request(connection: &Connection) -> Result<(Sending, Receiving, RequestHead)> {
+    let (sending, receiving) = connection.accept_bi().await.map_err(|cause| {
+        Error::new(ErrorKind::Unavailable, "the connection ended").caused_by(cause)
+    })?;
+    let sending = Sending::new(sending, Default::default());
+    let mut receiving = Receiving::new(receiving);
+    let head = receiving.request_head().await.map_err(broken_off)?;
+    Ok((sending, receiving, head))
+}
+
+fn broken_off(error: LinkError) -> Error {
+    Error::new(ErrorKind::Denied, "the first request broke off").caused_by(error)
 }
 
 fn chain(certificates: Vec<rustls::pki_types::CertificateDer<'static>>) -> Vec<Vec<u8>> {

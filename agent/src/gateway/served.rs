@@ -3,10 +3,11 @@
 //! The gateway holds no truth of its own: what it knows was replayed from the log, and may be older than
 //! what another gateway has appended by now. That costs a retry or an upload, never more.
 
+use crate::blocking::blocking;
 use crate::config::KeyPlace;
 use crate::error::{Error, Result};
 use crate::repository::index::Index;
-use crate::repository::{Repository, blocking, read_key_file};
+use crate::repository::{Repository, read_key_file};
 use crate::store::{Store, StoreSettings};
 use std::path::PathBuf;
 use std::sync::Arc;

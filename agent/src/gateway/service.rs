@@ -6,15 +6,15 @@
 //! go on with another one, or wait.
 
 use super::{Gateway, GatewayConfig};
+use crate::blocking::blocking;
 use crate::error::{Error, Result};
 use crate::metrics::{PrometheusHandle, listen};
-use crate::repository::blocking;
-use sd_notify::NotifyState;
+use crate::systemd::Systemd;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 /// Runs until SIGTERM or SIGINT. `credentials` is the folder of systemd's, where there is one.
@@ -31,6 +31,7 @@ pub async fn run(
     let mut terminate = listening(SignalKind::terminate())?;
     let mut interrupt = listening(SignalKind::interrupt())?;
     let mut hang_up = listening(SignalKind::hangup())?;
+    let mut systemd = Systemd::new();
     let path = file.clone();
     let config = blocking(move || GatewayConfig::read(&path)).await?;
     let metrics_address = config.metrics;
@@ -52,14 +53,14 @@ pub async fn run(
         let (gateway, stop) = (Arc::clone(&gateway), stop.clone());
         async move { gateway.run(stop).await }
     });
-    notify(&[NotifyState::Ready]);
-    let mut watchdog = tokio::time::interval(watchdog_pause());
+    systemd.ready("");
     loop {
+        let wake = systemd.alive();
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            _ = hang_up.recv() => reload(&file, &in_force).await,
-            _ = watchdog.tick() => notify(&[NotifyState::Watchdog]),
+            _ = hang_up.recv() => reload(&file, &in_force, &systemd).await,
+            () = sleep(wake) => {}
             ended = &mut serving => {
                 return ended.map_err(|cause| {
                     Error::new(crate::Kind::Bug, "the gateway broke down").caused_by(cause)
@@ -68,9 +69,10 @@ pub async fn run(
         }
     }
     tracing::info!("the gateway is leaving");
-    notify(&[NotifyState::Stopping]);
+    systemd.stopping();
     stop.cancel();
     loop {
+        let wake = systemd.alive();
         tokio::select! {
             ended = &mut serving => {
                 ended.map_err(|cause| {
@@ -78,18 +80,21 @@ pub async fn run(
                 })?;
                 break;
             }
-            _ = watchdog.tick() => notify(&[NotifyState::Watchdog]),
+            () = sleep(wake) => {}
         }
     }
     servers.shutdown().await;
+    blocking(move || {
+        systemd.close();
+        Ok(())
+    })
+    .await?;
     tracing::info!("the gateway has stopped");
     Ok(())
 }
 
-async fn reload(file: &std::path::Path, in_force: &GatewayConfig) {
-    let mut state = vec![NotifyState::Reloading];
-    state.extend(NotifyState::monotonic_usec_now().ok());
-    notify(&state);
+async fn reload(file: &std::path::Path, in_force: &GatewayConfig, systemd: &Systemd) {
+    systemd.reloading();
     let path = file.to_owned();
     let status = match blocking(move || GatewayConfig::read(&path)).await {
         Ok(config) if config == *in_force => {
@@ -110,7 +115,7 @@ async fn reload(file: &std::path::Path, in_force: &GatewayConfig) {
             "the configuration file is not valid: the old one is in force"
         }
     };
-    notify(&[NotifyState::Ready, NotifyState::Status(status)]);
+    systemd.ready(status);
 }
 
 /// Well while the stores of all repositories answer.
@@ -120,16 +125,4 @@ fn health(gateway: &Gateway) -> (bool, serde_json::Value) {
     let word = if well { "ok" } else { "store" };
     let value = serde_json::json!({ "role": "gateway", "status": word, "silent": silent });
     (well, value)
-}
-
-/// Tells systemd, where it started us.
-fn notify(state: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
-        tracing::warn!(%error, "cannot tell systemd how the service is");
-    }
-}
-
-/// How often the watchdog wants to hear of us: thrice in its time.
-fn watchdog_pause() -> Duration {
-    sd_notify::watchdog_enabled().map_or(Duration::from_secs(3600), |time| time / 3)
 }

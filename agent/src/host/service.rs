@@ -13,21 +13,20 @@
 
 mod core;
 mod orders;
-mod systemd;
 
 pub(super) use orders::{Answer, Orders, Seen};
 
 use self::core::Core;
-use self::systemd::Systemd;
 use super::config::{DEFAULT_FILE, Settings};
 use super::control::{self, Listener};
 use super::machines::{Selection, select};
 use super::run::Report;
 use super::state::State;
+use crate::blocking::blocking;
 use crate::clock;
 use crate::error::{Error, Kind, Result};
 use crate::metrics::{PrometheusHandle, listen};
-use crate::repository::blocking;
+use crate::systemd::Systemd;
 use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};

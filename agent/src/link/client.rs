@@ -25,12 +25,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tidegate_protocol::ids::ChunkId;
 use tidegate_protocol::pack::Location;
-use tidegate_protocol::record;
 use tidegate_protocol::wire::{
     self, AppendRequest, DeleteRequest, FollowPart, FollowRequest, GetAnswer, GetRequest,
-    HaveAnswer, HaveRequest, HelloAnswer, Kind, ListEntry, ListPart, ListRequest, Nothing,
-    Priority, Problem, PutRequest, RenewAnswer, RenewRequest, SizeAnswer, SizeRequest, Status,
-    StatusAnswer, StatusRequest, WireMessage, decode_known, encode_request,
+    HaveAnswer, HaveRequest, Kind, ListEntry, ListPart, ListRequest, Nothing, Priority, PutRequest,
+    RenewAnswer, RenewRequest, SizeAnswer, SizeRequest, Status, StatusAnswer, StatusRequest,
+    WireMessage, decode_known, encode_request,
 };
 
 /// How a host speaks to its gateways.
@@ -102,11 +101,6 @@ impl Link {
                 next_line: AtomicUsize::new(0),
             }),
         }
-    }
-
-    /// What the gateway said at the beginning.
-    pub async fn hello(&self) -> Result<HelloAnswer, LinkError> {
-        Ok(self.live().await?.hello.clone())
     }
 
     /// Where each of these chunks lies, as far as the gateway knows. At most
@@ -301,21 +295,15 @@ impl Asked {
 
     /// The answer's message, or what the gateway said instead.
     async fn answer<A: WireMessage>(mut self) -> Result<(A, Self), LinkError> {
-        let head = self.receiving.answer_head().await?;
-        if head.status == Status::Ok {
-            let answer = self.receiving.message(head.message_bytes).await?;
-            return Ok((answer, self));
-        }
-        let problem: Problem = self.receiving.message(head.message_bytes).await?;
-        if head.status == Status::Leaving {
+        let answer = self.receiving.answer().await;
+        if let Err(LinkError::Answered {
+            status: Status::Leaving,
+            ..
+        }) = &answer
+        {
             self.under_way.live().leave();
         }
-        let retry_after = Duration::from_millis(problem.retry_after_ms.into());
-        Err(LinkError::Answered {
-            status: head.status,
-            text: problem.text,
-            retry_after: (!retry_after.is_zero()).then_some(retry_after),
-        })
+        Ok((answer?, self))
     }
 }
 
@@ -326,6 +314,3 @@ async fn renew(live: &Arc<Live>, request: Vec<u8>) -> Result<Vec<Vec<u8>>, LinkE
     let (answer, _): (RenewAnswer, Asked) = asked.answer().await?;
     Ok(answer.certificates)
 }
-
-/// The first record of a log that nobody has read yet.
-pub const LOG_START: u64 = record::FIRST_NUMBER - 1;

@@ -5,8 +5,10 @@
 use super::LinkError;
 use bytes::{Bytes, BytesMut};
 use quinn::{ReadError, ReadExactError, RecvStream, SendStream, VarInt, WriteError};
+use std::time::Duration;
 use tidegate_protocol::wire::{
-    AnswerHead, Close, PART_HEAD_BYTES, Priority, RequestHead, WireMessage, decode_part_head,
+    AnswerHead, Close, PART_HEAD_BYTES, Priority, Problem, RequestHead, Status, WireMessage,
+    decode_part_head,
 };
 
 /// The most that is taken from a stream at once.
@@ -72,8 +74,19 @@ impl Receiving {
         Ok(RequestHead::decode(&self.exactly().await?)?)
     }
 
-    pub(crate) async fn answer_head(&mut self) -> Result<AnswerHead, LinkError> {
-        Ok(AnswerHead::decode(&self.exactly().await?)?)
+    /// The message of an answer, or what the gateway said instead.
+    pub(crate) async fn answer<M: WireMessage>(&mut self) -> Result<M, LinkError> {
+        let head = AnswerHead::decode(&self.exactly().await?)?;
+        if head.status == Status::Ok {
+            return self.message(head.message_bytes).await;
+        }
+        let problem: Problem = self.message(head.message_bytes).await?;
+        let retry_after = Duration::from_millis(problem.retry_after_ms.into());
+        Err(LinkError::Answered {
+            status: head.status,
+            text: problem.text,
+            retry_after: (!retry_after.is_zero()).then_some(retry_after),
+        })
     }
 
     /// The message of a part; none at the stream's end.

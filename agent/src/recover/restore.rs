@@ -1,10 +1,11 @@
 //! Restoring a disk onto a target.
 
 use super::wants::{Stretch, Walk};
+use crate::blocking::blocking;
 use crate::error::{Error, Kind, Result};
 use crate::progress::Progress;
 use crate::repository::fetch::{FetchSettings, Sink, Want, plan_reads};
-use crate::repository::{PointDisk, Repository, blocking, local_denied};
+use crate::repository::{PointDisk, Repository, local_denied};
 use crate::target::Target;
 use serde::Serialize;
 use std::collections::HashSet;

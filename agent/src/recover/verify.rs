@@ -15,11 +15,12 @@ mod segments;
 mod worklist;
 
 use super::restore::{content_namer, stop_here};
+use crate::blocking::blocking;
 use crate::error::{Error, Kind, Result};
 use crate::progress::Progress;
 use crate::repository::fetch::{FetchSettings, Sink, Want, by_want};
 use crate::repository::tree::TreeReader;
-use crate::repository::{Point, Repository, blocking};
+use crate::repository::{Point, Repository};
 use found::Found;
 use serde::Serialize;
 use std::collections::HashSet;

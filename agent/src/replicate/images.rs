@@ -1,10 +1,10 @@
 //! Image files → the disks of a machine, named after their files.
 
 use super::DiskToBackUp;
+use crate::blocking::blocking;
 use crate::error::{Error, Kind, Result};
 use crate::format::Format;
 use crate::name;
-use crate::repository::blocking;
 use crate::source::{OpenSettings, Source, open_source};
 use std::collections::HashSet;
 use std::os::unix::fs::FileTypeExt;

@@ -6,12 +6,13 @@
 
 use super::assemble::Landed;
 use super::mend;
+use crate::blocking::blocking;
 use crate::clock;
 use crate::error::{Error, Kind, Result};
 use crate::pace::Pacer;
 use crate::progress::Progress;
 use crate::repository::index::{Index, LandedPack};
-use crate::repository::{Repository, blocking, refused};
+use crate::repository::{Repository, refused};
 use bytes::Bytes;
 use futures::{StreamExt, stream};
 use std::collections::HashSet;

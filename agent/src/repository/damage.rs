@@ -18,8 +18,9 @@
 //! not believed alone: stores are allowed to show a new object late, so each pack that it lacks is
 //! asked for by name.
 
+use super::Repository;
 use super::catalogue::ExpectedPack;
-use super::{Repository, blocking};
+use crate::blocking::blocking;
 use crate::clock;
 use crate::error::{Error, Kind, Result};
 use futures::{StreamExt, TryStreamExt, stream};

@@ -5,7 +5,8 @@
 //! checked against its id before anybody sees a byte of it. A location is a hint: where it is stale,
 //! the chunk index is asked.
 
-use super::{Repository, blocking, local_denied};
+use super::{Repository, local_denied};
+use crate::blocking::blocking;
 use crate::error::{Error, Kind, Result};
 use bytes::Bytes;
 use futures::{StreamExt, stream};

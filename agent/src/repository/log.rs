@@ -14,7 +14,8 @@
 //! | record «point committed» | the point exists |
 
 use super::catalogue::{RecordToReplay, Replayed};
-use super::{Repository, blocking, refused};
+use super::{Repository, refused};
+use crate::blocking::blocking;
 use crate::clock;
 use crate::error::{Error, Kind, Result};
 use crate::store::{Created, SentRecords};

@@ -8,8 +8,9 @@
 //! Where a page lies is a hint, as with chunks: pages of a tree pack that was lost may have been stored
 //! anew, and are then found by their name in the index. Their name also says that they are the ones.
 
+use super::Repository;
 use super::fetch::with_opener;
-use super::{Repository, blocking};
+use crate::blocking::blocking;
 use crate::error::{Error, Kind, Result};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;

@@ -1,20 +1,18 @@
 //! Joining: a first certificate for a token.
 
-use super::line::{Sockets, lost, quic};
+use super::line::{Sockets, first_request, quic};
 use crate::blocking::blocking;
 use crate::clock;
 use crate::error::{Error, Kind, Result};
 use crate::link::LinkError;
 use crate::link::congestion::Congestion;
-use crate::link::frames::{Receiving, Sending, code};
+use crate::link::frames::code;
 use crate::link::identity::{Identity, JoinInProgress, WallClock};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tidegate_protocol::enrolment::Token;
-use tidegate_protocol::wire::{
-    Close, JoinAnswer, JoinRequest, Kind as Request, Priority, Problem, Status, encode_request,
-};
+use tidegate_protocol::wire::{Close, JoinAnswer, JoinRequest, Kind as Request, Status};
 use tokio::time::timeout;
 
 /// How long a gateway may take.
@@ -89,24 +87,7 @@ async fn ask(
     let connection = sockets
         .connect(gateway, quic(tls, Congestion::default())?)
         .await?;
-    let (sending, receiving) = connection.open_bi().await.map_err(lost)?;
-    let mut sending = Sending::new(sending, Priority::Restore);
-    let request = encode_request(Request::Join, Priority::Restore, &request)?;
-    sending.send(request.into()).await?;
-    sending.finish();
-    let mut receiving = Receiving::new(receiving);
-    let head = receiving.answer_head().await?;
-    let answer = match head.status {
-        Status::Ok => Ok(receiving.message(head.message_bytes).await?),
-        status => {
-            let problem: Problem = receiving.message(head.message_bytes).await?;
-            Err(LinkError::Answered {
-                status,
-                text: problem.text,
-                retry_after: None,
-            })
-        }
-    };
+    let answer = first_request(&connection, Request::Join, &request).await;
     connection.close(code(Close::Done), b"");
     // The gateway is told before the socket is gone.
     let _ = timeout(Duration::from_secs(1), sockets.idle()).await;

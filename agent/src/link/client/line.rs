@@ -23,7 +23,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 use tidegate_protocol::enrolment::GATEWAY_NAME;
 use tidegate_protocol::wire::{
-    Close, HelloAnswer, HelloRequest, Kind, Priority, Problem, Status, encode_request,
+    Close, HelloAnswer, HelloRequest, Kind, Priority, WireMessage, encode_request,
 };
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, sleep, timeout};
@@ -74,7 +74,6 @@ struct Current {
 pub(super) struct Live {
     connection: Connection,
     gateway: usize,
-    pub(super) hello: HelloAnswer,
     requests: AtomicUsize,
     leaving: AtomicBool,
 }
@@ -312,39 +311,19 @@ impl Dialling {
         Ok(Live {
             connection,
             gateway,
-            hello,
             requests: AtomicUsize::new(0),
             leaving: AtomicBool::new(false),
         })
     }
 
     async fn greet(&self, connection: &Connection) -> Result<HelloAnswer, LinkError> {
-        let (sending, receiving) = connection.open_bi().await.map_err(lost)?;
-        let (mut sending, mut receiving) = (
-            Sending::new(sending, Priority::Restore),
-            Receiving::new(receiving),
-        );
         let hello = HelloRequest {
             program: crate::PROGRAM.to_owned(),
             features: Vec::new(),
             repository: self.repository.clone(),
         };
-        let request = encode_request(Kind::Hello, Priority::Restore, &hello)?;
-        let exchange = async {
-            sending.send(request.into()).await?;
-            sending.finish();
-            let head = receiving.answer_head().await?;
-            if head.status == Status::Ok {
-                return receiving.message(head.message_bytes).await;
-            }
-            let problem: Problem = receiving.message(head.message_bytes).await?;
-            Err(LinkError::Answered {
-                status: head.status,
-                text: problem.text,
-                retry_after: None,
-            })
-        };
-        exchange.await.map_err(|error| match error {
+        let answer = first_request(connection, Kind::Hello, &hello).await;
+        answer.map_err(|error| match error {
             // The reason of a close says more than the stream it took along.
             LinkError::Lost(_) => connection.close_reason().map_or(error, lost),
             error => error,
@@ -355,6 +334,20 @@ impl Dialling {
         let tls = identity.config(Arc::new(WallClock)).map_err(denied)?;
         quic(tls, self.settings.congestion)
     }
+}
+
+/// What a connection begins with: one request and its answer.
+pub(super) async fn first_request<Q: WireMessage, A: WireMessage>(
+    connection: &Connection,
+    kind: Kind,
+    request: &Q,
+) -> Result<A, LinkError> {
+    let (sending, receiving) = connection.open_bi().await.map_err(lost)?;
+    let mut sending = Sending::new(sending, Priority::Restore);
+    let request = encode_request(kind, Priority::Restore, request)?;
+    sending.send(request.into()).await?;
+    sending.finish();
+    Receiving::new(receiving).answer().await
 }
 
 /// A host's side of QUIC over that TLS.

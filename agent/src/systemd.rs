@@ -16,7 +16,7 @@ const CLOSE_TIME_MAX: Duration = Duration::from_secs(1);
 type Message = Vec<NotifyState<'static>>;
 
 /// The way to systemd.
-pub(super) struct Systemd {
+pub(crate) struct Systemd {
     messages: Option<SyncSender<Message>>,
     thread: Option<JoinHandle<()>>,
     watchdog: Option<Watchdog>,
@@ -29,7 +29,7 @@ struct Watchdog {
 }
 
 impl Systemd {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let (messages, taken) = sync_channel::<Message>(MESSAGES_IN_FLIGHT);
         let tell = move || {
             for message in taken {
@@ -51,24 +51,24 @@ impl Systemd {
     }
 
     /// The service is ready; `status` is what `systemctl status` shows.
-    pub(super) fn ready(&self, status: &'static str) {
+    pub(crate) fn ready(&self, status: &'static str) {
         self.tell(vec![NotifyState::Ready, NotifyState::Status(status)]);
     }
 
     /// The configuration is being read; to be followed by [`Self::ready`].
-    pub(super) fn reloading(&self) {
+    pub(crate) fn reloading(&self) {
         let mut message = vec![NotifyState::Reloading];
         message.extend(NotifyState::monotonic_usec_now().ok());
         self.tell(message);
     }
 
     /// The service is stopping.
-    pub(super) fn stopping(&self) {
+    pub(crate) fn stopping(&self) {
         self.tell(vec![NotifyState::Stopping]);
     }
 
     /// The loop goes round: feeds the watchdog, when it is time. Says when it will be again.
-    pub(super) fn alive(&mut self) -> Duration {
+    pub(crate) fn alive(&mut self) -> Duration {
         let Some(Watchdog { every, told }) = &mut self.watchdog else {
             return Duration::MAX;
         };
@@ -83,7 +83,7 @@ impl Systemd {
     }
 
     /// Sees to it that systemd has been told everything, if it listens at all. Blocks.
-    pub(super) fn close(mut self) {
+    pub(crate) fn close(mut self) {
         self.messages = None;
         let deadline = Instant::now() + CLOSE_TIME_MAX;
         let is_busy = || {
