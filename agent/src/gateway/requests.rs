@@ -467,6 +467,7 @@ impl Request<'_> {
         let allowance = Duration::from_secs(length / BODY_BYTES_PER_SECOND_MIN);
         let deadline = Instant::now() + BODY_TIMEOUT + allowance;
         let length = usize::try_from(length).unwrap_or(usize::MAX);
+        self.receiving.take_early(length);
         let mut body = BytesMut::with_capacity(length);
         while body.len() < length {
             let still = deadline.min(Instant::now() + BODY_TIMEOUT);

@@ -16,6 +16,7 @@ use super::LinkError;
 use super::cap::RateCap;
 use super::congestion::Congestion;
 use super::frames::{Receiving, Sending, cut_off};
+use super::transport::CONNECTION_WINDOW_BYTES;
 use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt};
 use line::{Line, Live};
@@ -31,6 +32,10 @@ use tidegate_protocol::wire::{
     RenewAnswer, RenewRequest, SizeAnswer, SizeRequest, Status, StatusAnswer, StatusRequest,
     WireMessage, decode_known, encode_request,
 };
+
+/// What of a long answer may wait for what was lost before it: as much as quinn itself would keep for all
+/// of a connection.
+const EARLY_BYTES_MAX: usize = CONNECTION_WINDOW_BYTES as usize;
 
 /// How a host speaks to its gateways.
 #[derive(Debug, Clone, PartialEq)]
@@ -145,8 +150,10 @@ impl Link {
             None,
         )
         .await?;
-        let (answer, asked): (GetAnswer, Asked) = asked.answer().await?;
+        let (answer, mut asked): (GetAnswer, Asked) = asked.answer().await?;
         let length = answer.end - answer.start;
+        let early_max = usize::try_from(length).unwrap_or(usize::MAX);
+        asked.receiving.take_early(early_max.min(EARLY_BYTES_MAX));
         let body = stream::try_unfold((asked, 0), move |(mut asked, mut got)| async move {
             if got == length {
                 asked.receiving.end().await?;
@@ -209,7 +216,8 @@ impl Link {
         let request = FollowRequest { after, wait };
         let live = self.live().await?;
         let asked = Asked::send(&live, self.shared.priority, Kind::Follow, &request, None).await?;
-        let (Nothing {}, asked) = asked.answer().await?;
+        let (Nothing {}, mut asked) = asked.answer().await?;
+        asked.receiving.take_early(EARLY_BYTES_MAX);
         let records = stream::try_unfold(asked, |mut asked| async move {
             let Some(part) = asked.receiving.part::<FollowPart>().await? else {
                 return Ok(None);

@@ -2,9 +2,12 @@
 //!
 //! Both ends use it. What a kind means is not known here, nor how long anybody may take.
 
+mod early;
+
 use super::LinkError;
 use bytes::{Bytes, BytesMut};
-use quinn::{ReadError, ReadExactError, RecvStream, SendStream, VarInt, WriteError};
+use early::Early;
+use quinn::{ReadError, RecvStream, SendStream, VarInt, WriteError};
 use std::time::Duration;
 use tidegate_protocol::wire::{
     AnswerHead, Close, PART_HEAD_BYTES, Priority, Problem, RequestHead, Status, WireMessage,
@@ -63,11 +66,26 @@ impl Drop for Sending {
 
 /// The receiving half of a request or an answer. Dropped before its end, the peer is told that no more
 /// is wanted.
-pub(crate) struct Receiving(RecvStream);
+pub(crate) struct Receiving {
+    stream: RecvStream,
+    /// The offset that was reached in order.
+    position: u64,
+    /// From here on what arrives is taken in any order.
+    early: Option<Early>,
+}
 
 impl Receiving {
     pub(crate) const fn new(stream: RecvStream) -> Self {
-        Self(stream)
+        Self {
+            stream,
+            position: 0,
+            early: None,
+        }
+    }
+
+    /// What follows is long: it is taken as it arrives, and at most so much of it waits for its turn.
+    pub(crate) fn take_early(&mut self, bytes_max: usize) {
+        self.early = Some(Early::new(self.position, bytes_max));
     }
 
     pub(crate) async fn request_head(&mut self) -> Result<RequestHead, LinkError> {
@@ -92,10 +110,8 @@ impl Receiving {
     /// The message of a part; none at the stream's end.
     pub(crate) async fn part<M: WireMessage>(&mut self) -> Result<Option<M>, LinkError> {
         let mut head = [0; PART_HEAD_BYTES];
-        match self.0.read_exact(&mut head).await {
-            Ok(()) => {}
-            Err(ReadExactError::FinishedEarly(0)) => return Ok(None),
-            Err(error) => return Err(read_exact_error(error)),
+        if self.fill(&mut head).await? == 0 {
+            return Ok(None);
         }
         let message_bytes = decode_part_head(&head)?;
         self.message(message_bytes).await.map(Some)
@@ -125,8 +141,22 @@ impl Receiving {
 
     /// What comes next, at most so many bytes of it; nothing at the stream's end.
     pub(crate) async fn next(&mut self, bytes_max: usize) -> Result<Option<Bytes>, LinkError> {
-        let chunk = self.0.read_chunk(bytes_max.min(READ_BYTES_MAX), true).await;
-        Ok(chunk.map_err(read_error)?.map(|chunk| chunk.bytes))
+        let Some(early) = &mut self.early else {
+            let read = self.stream.read_chunk(bytes_max.min(READ_BYTES_MAX), true);
+            let bytes = read.await.map_err(read_error)?.map(|chunk| chunk.bytes);
+            self.position += bytes.as_ref().map_or(0, Bytes::len) as u64;
+            return Ok(bytes);
+        };
+        loop {
+            if let Some(bytes) = early.next(bytes_max) {
+                return Ok(Some(bytes));
+            }
+            let read = self.stream.read_chunk(READ_BYTES_MAX, false);
+            match read.await.map_err(read_error)? {
+                Some(chunk) => early.insert(chunk.offset, chunk.bytes)?,
+                None => return Ok(None),
+            }
+        }
     }
 
     /// Nothing may follow.
@@ -141,9 +171,26 @@ impl Receiving {
 
     async fn exactly<const N: usize>(&mut self) -> Result<[u8; N], LinkError> {
         let mut bytes = [0; N];
-        let read = self.0.read_exact(&mut bytes).await;
-        read.map_err(read_exact_error)?;
-        Ok(bytes)
+        match self.fill(&mut bytes).await? {
+            0 => Err(cut_off(N as u64, 0)),
+            _ => Ok(bytes),
+        }
+    }
+
+    /// Fills `bytes`, unless the stream has ended before their first: then there are 0.
+    async fn fill(&mut self, bytes: &mut [u8]) -> Result<usize, LinkError> {
+        let mut filled = 0;
+        while filled < bytes.len() {
+            match self.next(bytes.len() - filled).await? {
+                Some(next) => {
+                    bytes[filled..][..next.len()].copy_from_slice(&next);
+                    filled += next.len();
+                }
+                None if filled == 0 => break,
+                None => return Err(cut_off(bytes.len() as u64, filled as u64)),
+            }
+        }
+        Ok(filled)
     }
 }
 
@@ -165,14 +212,5 @@ fn read_error(error: ReadError) -> LinkError {
     match error {
         ReadError::Reset(_) => LinkError::Stopped,
         other => LinkError::Lost(other.to_string()),
-    }
-}
-
-fn read_exact_error(error: ReadExactError) -> LinkError {
-    match error {
-        ReadExactError::FinishedEarly(_) => {
-            LinkError::Malformed("a stream ended inside a head".to_owned())
-        }
-        ReadExactError::ReadError(error) => read_error(error),
     }
 }

@@ -17,6 +17,7 @@ mod lab;
 mod abuse;
 mod everyday;
 mod going;
+mod line;
 mod raw;
 mod rights;
 mod site;
