@@ -8,7 +8,7 @@
 //! ```text
 //!            rate grows no more               queue gone
 //!   Start ───────────────────────► Drain ─────────────────► Cruise ◄─┐ rounds pass
-//!  ×2 a round (× 2.5)                ▲ × 0.85 (or 0.5)       × 1.12 ──┘
+//!  ×2 a round (× 2.9)                ▲ × 0.85 (or 0.5)       × 1.12 ──┘
 //!     ▲                              │                          │ 6–8 rounds, or the rate grows
 //!     │ all lost for                 │  rate did not grow       ▼
 //!     │ several time-outs            └──────────────────────  Probe ──┐ rate grew: on, × 1.5
@@ -22,6 +22,8 @@
 //! - **The rate** is the highest sample of ten rounds. A round in which the queue never emptied has
 //!   shown the bottleneck's own rate, so older, higher ones are dropped at once: a link that becomes
 //!   slower is followed in two rounds.
+//! - **The start** believes the first queue that shows, within its round: eight batches of acknowledgements, each
+//!   later than the least RTT allows. It then grows no further until the round has shown what it was.
 //! - **Application-limited** samples may raise the rate and never lower it, and their rounds do not age it.
 //! - **Loss below a tenth of a round is not congestion.** Above, the rate is what was delivered, and
 //!   until the next probe went well the queue is not fed.

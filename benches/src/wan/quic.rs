@@ -100,7 +100,7 @@ async fn receive(server: &Endpoint, arrived: &Arc<AtomicU64>) -> Result<()> {
         let mut stream = connection.accept_uni().await?;
         let arrived = Arc::clone(arrived);
         tokio::spawn(async move {
-            while let Ok(Some(chunk)) = stream.read_chunk(CHUNK_BYTES, true).await {
+            while let Ok(Some(chunk)) = stream.read_chunk(CHUNK_BYTES, false).await {
                 arrived.fetch_add(chunk.bytes.len() as u64, Ordering::Relaxed);
             }
         });

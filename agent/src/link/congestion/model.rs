@@ -23,10 +23,11 @@ const WINDOW_MAX_BYTES: u64 = 512 << 20;
 /// Datagrams that wait for their acknowledgement at the receiver, or for each other in a burst.
 const WINDOW_SLACK_PACKETS: u64 = 3;
 
-/// Nearly doubles, for the rate known is that of a round trip ago and grew since; measured, 2.0 makes 1.55 of
-/// one a round. More would lose more at once where the queue is short, and quinn ends a connection when a
-/// stream has more than 1024 gaps.
-const GAIN_START: f64 = 2.5;
+/// Doubles, for the rate known is that of a round trip ago and grew since (2 / ln 2, as in BBR).
+const GAIN_START: f64 = 2.89;
+/// While a queue shows in `Start`. What is known of it is a round trip old: without this, the queue would get
+/// more than the whole path holds.
+const GAIN_START_QUEUED: f64 = 1.25;
 const GAIN_CRUISE: f64 = 1.12;
 const GAIN_PROBE: f64 = 1.2;
 const GAIN_CLIMB: f64 = 1.5;
@@ -37,7 +38,12 @@ const GAIN_RESTRAINED: f64 = 1.0;
 /// Queue allowed on short paths, for a gain one above one: 5 ms in `Cruise`.
 const QUEUE_PER_GAIN: Duration = Duration::from_millis(42);
 
-/// In `Start`: a round that did not bring that much is a sign of a full path.
+/// In `Start`: so many batches of acknowledgements in a row, each with an RTT so far above the least, show a
+/// queue.
+const QUEUED_BATCHES: u32 = 8;
+const QUEUED_GAIN: f64 = 1.06;
+const QUEUED_MIN: Duration = Duration::from_millis(4);
+/// A round that did not bring that much is a sign of a full path.
 const START_GROWTH: f64 = 1.25;
 /// So many such rounds are proof, also when no queue is seen.
 const START_STALLS_MAX: u8 = 3;
@@ -126,6 +132,8 @@ pub(super) struct Model {
     lost_bytes: u64,
     /// Heavy loss or a mark was seen; the queue is not fed until a probe has gone well.
     restrained: bool,
+    /// Batches of acknowledgements in a row that showed a queue.
+    queued_batches: u32,
     /// Rounds in a row that had a queue all the time.
     crowded_rounds: u32,
     /// Since the queue was seen empty last, and what the window was then.
@@ -156,6 +164,7 @@ impl Model {
             judged_from_bytes: 0,
             lost_bytes: 0,
             restrained: false,
+            queued_batches: 0,
             crowded_rounds: 0,
             rounds_since_empty: 0,
             alone_window_bytes: WINDOW_START_BYTES,
@@ -248,6 +257,14 @@ impl Model {
                 });
             }
         }
+        let is_queued = self
+            .least
+            .is_some_and(|least| above(sample.rtt, least, QUEUED_GAIN, QUEUED_MIN));
+        self.queued_batches = if is_queued {
+            self.queued_batches + 1
+        } else {
+            0
+        };
         // A sender that had nothing to send proves that the path is so fast, and not that it is so slow.
         if !sample.app_limited || sample.rate > self.rate() {
             self.round.rate = self.round.rate.max(sample.rate);
@@ -496,6 +513,9 @@ impl Model {
 
     fn set_window(&mut self) {
         let wanted = match self.phase {
+            Phase::Start { .. } if self.queued_batches >= QUEUED_BATCHES => {
+                self.target_bytes(GAIN_START_QUEUED).max(self.start_bytes)
+            }
             Phase::Start { .. } => self.target_bytes(GAIN_START).max(self.start_bytes),
             Phase::Drain { deep: true, .. } => self.drain_bytes(GAIN_DRAIN_DEEP),
             Phase::Drain { deep: false, .. } => self.drain_bytes(GAIN_DRAIN),
@@ -552,10 +572,14 @@ impl Model {
     }
 
     fn is_crowded(&self, rtt_min: Duration) -> bool {
-        self.least.is_some_and(|least| {
-            rtt_min >= least.rtt.mul_f64(CROWDED_GAIN).max(least.rtt + CROWDED_MIN)
-        })
+        self.least
+            .is_some_and(|least| above(rtt_min, least, CROWDED_GAIN, CROWDED_MIN))
     }
+}
+
+/// Whether it exceeds the least by a factor, and by no less than so much.
+fn above(rtt: Duration, least: LeastRtt, gain: f64, least_excess: Duration) -> bool {
+    rtt >= least.rtt.mul_f64(gain).max(least.rtt + least_excess)
 }
 
 impl Round {

@@ -32,10 +32,12 @@ fn assert_full(what: &str, flow: &Flow, path: Path, from_s: f64, to_s: f64, shar
     let got = flow.goodput(from_s, to_s) / path.rate;
     let median = flow.rtt_quantile(from_s, to_s, 0.5).as_secs_f64() / path.rtt.as_secs_f64();
     let p95 = flow.rtt_quantile(from_s, to_s, 0.95).as_secs_f64() / path.rtt.as_secs_f64();
+    // What the path itself adds is no queue.
+    let jitter = path.jitter.as_secs_f64() / path.rtt.as_secs_f64();
     println!("{what}: {got:.3} of the link, RTT ×{median:.2}, p95 ×{p95:.2} (seed {SEED})");
     assert!(got >= share, "{what}: {got} of the link (seed {SEED})");
     assert!(
-        median <= 1.25 && p95 <= 1.30,
+        median <= 1.25 && p95 <= 1.30 + jitter,
         "{what}: RTT ×{median}, p95 ×{p95} (seed {SEED})"
     );
 }
@@ -78,9 +80,9 @@ fn start_doubles_until_the_link_is_full() {
     // 128 KiB doubled five times is the path's product: full within seven round trips.
     let started = flow.goodput(1.05, 1.65) / path.rate;
     assert!(started > 0.9, "{started} of the link after seven rounds");
-    // Overshoot ends as soon as the queue is seen: no more than what one doubling is too much.
+    // Overshoot ends as soon as the queue is seen: no more than what half a doubling is too much.
     let worst = flow.rtt_quantile(0.0, 5.0, 1.0);
-    assert!(worst < path.rtt.mul_f64(3.0), "{worst:?}");
+    assert!(worst < path.rtt.mul_f64(2.3), "{worst:?}");
 }
 
 #[test]
@@ -186,7 +188,7 @@ fn a_longer_route_is_learnt_and_a_shorter_one_at_once() {
     println!("while the least RTT is wrong {meanwhile:.3}");
     assert!(meanwhile > 0.3, "{meanwhile}");
     assert_full("longer, learnt", &flow, far, 20.0, 30.0, 0.90);
-    assert_full("shorter", &flow, near, 31.0, 40.0, 0.90);
+    assert_full("shorter", &flow, near, 32.0, 40.0, 0.90);
 }
 
 #[test]
