@@ -8,6 +8,8 @@
     reason = "tests"
 )]
 
+#[path = "host/clock.rs"]
+mod clock;
 #[path = "host/faults.rs"]
 mod faults;
 #[path = "host/service.rs"]

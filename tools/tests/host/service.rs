@@ -90,6 +90,12 @@ impl<'a> Service<'a> {
     /// Starts it and does not wait.
     #[track_caller]
     pub(crate) fn begin(site: &'a Site) -> Self {
+        Self::begin_with(site, &[])
+    }
+
+    /// Starts it with more in its environment, and does not wait.
+    #[track_caller]
+    pub(crate) fn begin_with(site: &'a Site, environment: &[(&str, &str)]) -> Self {
         let notify = site.path("notify");
         let _ = std::fs::remove_file(&notify);
         let told = UnixDatagram::bind(&notify).unwrap();
@@ -103,6 +109,7 @@ impl<'a> Service<'a> {
             .env_clear()
             .env("NOTIFY_SOCKET", &notify)
             .env("WATCHDOG_USEC", "3000000")
+            .envs(environment.iter().copied())
             .stderr(log)
             .spawn()
             .unwrap();
