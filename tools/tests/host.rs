@@ -267,6 +267,34 @@ fn a_configuration_is_read_again_and_a_bad_one_is_refused() {
     assert!(!site.path("host.sock").exists());
 }
 
+/// A share that hangs: nothing but what lies on it waits for it.
+#[test]
+fn a_configuration_that_cannot_be_read_for_now_holds_nothing_up() {
+    let site = Site::with_repository();
+    site.image("web01.raw", 16 * MIB, &[(0, MIB)]);
+    configure(&site, NEVER, ONE);
+    let mut service = Service::start(&site);
+    let file = site.path("host.toml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::remove_file(&file).unwrap();
+    // Who reads a pipe waits for somebody to write.
+    let made = Command::new("mkfifo").arg(&file).status().unwrap();
+    assert!(made.success());
+    service.signal(Signal::SIGHUP);
+    service.hears("RELOADING=1");
+    for _ in 0..3 {
+        service.hears("WATCHDOG=1");
+    }
+    service.run(&["run", "web01", "--wait"]).succeeds();
+    std::fs::write(&file, text).unwrap();
+    service.hears("READY=1");
+    assert!(service.status()["reload_trouble"].is_null());
+
+    service.signal(Signal::SIGHUP);
+    service.hears("RELOADING=1");
+    service.stop();
+}
+
 #[test]
 fn a_bad_configuration_does_not_start_and_a_good_one_is_explained() {
     let site = Site::with_repository();

@@ -8,6 +8,7 @@ use clap::{CommandFactory, Parser, Subcommand, ValueEnum, ValueHint};
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 use tidegate_agent::gateway::{self, GatewayConfig};
 use tidegate_agent::host::config::{DEFAULT_FILE, Settings};
 use tidegate_agent::host::service;
@@ -124,29 +125,37 @@ fn run(args: Args) -> Result<()> {
                 file: config,
                 credentials: credentials(),
             };
-            runtime()?.block_on(service::run(options, handle))
+            serve(service::run(options, handle))
         }
         Command::Gateway { config } => {
             start_log();
             let handle = metrics::install()?;
-            runtime()?.block_on(gateway::service::run(config, credentials(), handle))
+            serve(gateway::service::run(config, credentials(), handle))
         }
     }
 }
+
+/// What threads get to end when the service has stopped.
+const SHUTDOWN_TIME_MAX: Duration = Duration::from_secs(1);
 
 /// The folder of the keys that systemd hands to the service.
 fn credentials() -> Option<PathBuf> {
     std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from)
 }
 
-/// The engine has worker threads of its own: what is left for the runtime is waiting.
-fn runtime() -> Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread()
+/// Runs a service to its end. The engine has worker threads of its own: what is left for the runtime is
+/// waiting.
+fn serve(service: impl Future<Output = Result<()>>) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("tidegate-io")
         .enable_all()
         .build()
-        .map_err(|error| Error::io("cannot start the runtime", error))
+        .map_err(|error| Error::io("cannot start the runtime", error))?;
+    let ended = runtime.block_on(service);
+    // A thread that looks at a share which hangs would be waited for, for ever.
+    runtime.shutdown_timeout(SHUTDOWN_TIME_MAX);
+    ended
 }
 
 fn check(role: Role, file: Option<PathBuf>) -> Result<()> {

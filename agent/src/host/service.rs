@@ -34,6 +34,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
 use tokio::task::{Id, JoinError, JoinHandle, JoinSet};
 
 /// How often the disks are looked at for machines, and what changes with time is reckoned anew: the
@@ -69,7 +70,8 @@ impl Default for Options {
 pub async fn run(options: Options, metrics: PrometheusHandle) -> Result<()> {
     let mut signals = Signals::new()?;
     let mut systemd = Systemd::new();
-    let settings = load(options.file.clone()).await?;
+    let file = options.file.clone();
+    let settings = blocking(move || Settings::load(&file)).await?;
     let _alone = lock(&settings.service.socket)?;
     let now = clock::now_unix_ns();
     let state_dir = settings.service.state_dir.clone();
@@ -102,7 +104,7 @@ pub async fn run(options: Options, metrics: PrometheusHandle) -> Result<()> {
     systemd.ready("");
 
     let mut runs = Runs::default();
-    let mut looking: Option<JoinHandle<Result<Selection>>> = None;
+    let mut looking: Option<Look> = None;
     let mut looked = Instant::now();
     loop {
         let now = clock::now_unix_ns();
@@ -110,26 +112,18 @@ pub async fn run(options: Options, metrics: PrometheusHandle) -> Result<()> {
         beat.now();
         let wake = wake.min(systemd.alive()).min(LOOK_EVERY);
         if looking.is_none() && looked.elapsed() >= LOOK_EVERY {
-            let settings = core.settings();
-            looking = Some(tokio::spawn(blocking(move || Ok(select(&settings)))));
+            looking = Some(Look::for_machines(core.settings()));
         }
         tokio::select! {
             biased;
             told = signals.next() => match told {
                 Told::Stop => break,
-                Told::Reload => {
-                    // What was refused was said already.
-                    let _ = reload(&mut core, &systemd, &mut looking).await;
-                    looked = Instant::now();
-                }
+                Told::Reload => reload(&core, &systemd, &mut looking, None),
             },
             Some(order) = ordered.recv() => {
                 let (request, answer) = order;
                 if request == control::Request::Reload {
-                    let done = reload(&mut core, &systemd, &mut looking).await;
-                    looked = Instant::now();
-                    // Who asked may have gone.
-                    let _ = answer.send(done.map(|()| Answer::done("the configuration was read again")));
+                    reload(&core, &systemd, &mut looking, Some(answer));
                 } else {
                     let _ = answer.send(core.order(clock::now_unix_ns(), request));
                 }
@@ -137,11 +131,11 @@ pub async fn run(options: Options, metrics: PrometheusHandle) -> Result<()> {
             Some((machine, report)) = runs.next() => {
                 core.ended(clock::now_unix_ns(), &machine, report);
             }
-            found = finished(&mut looking) => {
-                looking = None;
+            (look, found) = finished(&mut looking) => {
                 looked = Instant::now();
                 match found {
-                    Ok(selection) => core.adopt(clock::now_unix_ns(), selection),
+                    found if look.is_reload => reloaded(&mut core, &systemd, look, found),
+                    Ok((_, selection)) => core.adopt(clock::now_unix_ns(), selection),
                     Err(error) => tracing::error!(error = error.chain(), "cannot look for machines"),
                 }
             }
@@ -224,34 +218,93 @@ async fn stop(core: &mut Core, runs: &mut Runs, systemd: &mut Systemd, grace: Du
     }
 }
 
-/// Reads the configuration again, and looks which machines there are by it. What is not valid changes
-/// nothing.
-async fn reload(
-    core: &mut Core,
-    systemd: &Systemd,
-    looking: &mut Option<JoinHandle<Result<Selection>>>,
-) -> Result<()> {
-    systemd.reloading();
-    let loaded: Result<_> = async {
-        let settings = Arc::new(load(core.file()).await?);
-        let of = Arc::clone(&settings);
-        let selection = blocking(move || Ok(select(&of))).await?;
-        Ok((settings, selection))
+/// A look at what there is, off the loop: files and folders may lie on a share that hangs.
+struct Look {
+    task: JoinHandle<Result<Found>>,
+    /// The configuration is read again.
+    is_reload: bool,
+    /// Who waits for that.
+    asked: Option<oneshot::Sender<Result<Answer>>>,
+}
+
+/// A configuration, and the machines that there are by it.
+type Found = (Arc<Settings>, Selection);
+
+impl Look {
+    /// Which machines are there.
+    fn for_machines(settings: Arc<Settings>) -> Self {
+        let look = move || {
+            let selection = select(&settings);
+            Ok((settings, selection))
+        };
+        Self {
+            task: tokio::spawn(blocking(look)),
+            is_reload: false,
+            asked: None,
+        }
     }
-    .await;
-    match loaded {
+
+    /// What the configuration says by now, and which machines are there by it.
+    fn by_file(file: PathBuf, asked: Option<oneshot::Sender<Result<Answer>>>) -> Self {
+        let read = move || {
+            let settings = Arc::new(Settings::load(&file)?);
+            let selection = select(&settings);
+            Ok((settings, selection))
+        };
+        Self {
+            task: tokio::spawn(blocking(read)),
+            is_reload: true,
+            asked,
+        }
+    }
+}
+
+/// The look under way, when it has ended.
+async fn finished(looking: &mut Option<Look>) -> (Look, Result<Found>) {
+    let found = match looking {
+        None => std::future::pending().await,
+        Some(look) => (&mut look.task).await,
+    };
+    let found = found.unwrap_or_else(|error| {
+        Err(Error::new(Kind::Bug, "the look at the disks broke down").caused_by(error))
+    });
+    match looking.take() {
+        None => std::future::pending().await,
+        Some(look) => (look, found),
+    }
+}
+
+/// Reads the configuration again. A look by the old one, or an earlier reading, is given up.
+fn reload(
+    core: &Core,
+    systemd: &Systemd,
+    looking: &mut Option<Look>,
+    asked: Option<oneshot::Sender<Result<Answer>>>,
+) {
+    systemd.reloading();
+    if let Some(Look {
+        asked: Some(asked), ..
+    }) = looking.replace(Look::by_file(core.file(), asked))
+    {
+        // Who asked may have gone.
+        let _ = asked.send(Err(Error::new(
+            Kind::Interrupted,
+            "the configuration is being read once more",
+        )));
+    }
+}
+
+/// Takes over a configuration that was read again. What is not valid changes nothing.
+fn reloaded(core: &mut Core, systemd: &Systemd, look: Look, found: Result<Found>) {
+    let done = match found {
         Ok((settings, selection)) => {
-            // A look by the old settings would find what they say.
-            if let Some(old) = looking.take() {
-                old.abort();
-            }
             core.reconfigure(clock::now_unix_ns(), settings, selection);
             tracing::info!(
                 machines = core.machines(),
                 "the configuration was read again"
             );
             systemd.ready("");
-            Ok(())
+            Ok(Answer::done("the configuration was read again"))
         }
         Err(error) => {
             tracing::error!(
@@ -262,22 +315,9 @@ async fn reload(
             core.refuse(&error);
             Err(error)
         }
-    }
-}
-
-async fn load(file: PathBuf) -> Result<Settings> {
-    blocking(move || Settings::load(&file)).await
-}
-
-async fn finished(looking: &mut Option<JoinHandle<Result<Selection>>>) -> Result<Selection> {
-    match looking {
-        None => std::future::pending().await,
-        Some(task) => match task.await {
-            Ok(found) => found,
-            Err(error) => {
-                Err(Error::new(Kind::Bug, "the look at the disks broke down").caused_by(error))
-            }
-        },
+    };
+    if let Some(asked) = look.asked {
+        let _ = asked.send(done);
     }
 }
 
