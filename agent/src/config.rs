@@ -8,7 +8,10 @@ use crate::error::{Error, Kind, Result};
 use crate::store::StoreSettings;
 use serde::{Deserialize, Serialize};
 use std::fmt::Display;
+use std::fs::File;
+use std::io::Read as _;
 use std::ops::RangeInclusive;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -22,6 +25,46 @@ pub const PACK_MIB: RangeInclusive<u32> = 1..=64;
 pub const COMPRESSION_LEVELS: RangeInclusive<i32> = -7..=19;
 /// Time-outs of a store, in seconds.
 const STORE_SECONDS: RangeInclusive<u64> = 1..=86_400;
+
+/// Reads the configuration file of a service; `parse` gets its text and the folder that it stands in.
+///
+/// # Errors
+/// [`Kind::Config`] where it is not valid, or everybody may write it: it says what a service runs, as whom
+/// the service is. [`Kind::Missing`], [`Kind::Denied`] or [`Kind::Io`] where it cannot be read.
+pub fn read_file<T>(path: &Path, parse: impl FnOnce(&str, &Path) -> Result<T>) -> Result<T> {
+    let cannot = |error| {
+        Error::io(
+            format!("cannot read the configuration file {}", path.display()),
+            error,
+        )
+    };
+    let mut file = File::open(path).map_err(cannot)?;
+    let mode = file.metadata().map_err(cannot)?.permissions().mode();
+    if mode & 0o002 != 0 {
+        return Err(Error::new(
+            Kind::Config,
+            format!(
+                "everybody may write the configuration file {} (mode {:o})",
+                path.display(),
+                mode & 0o777
+            ),
+        )
+        .advise(format!(
+            "look who has changed it, then: chmod o-w {}",
+            path.display()
+        )));
+    }
+    let mut text = String::new();
+    file.read_to_string(&mut text).map_err(cannot)?;
+    parse(&text, path.parent().unwrap_or(Path::new(""))).map_err(|error| {
+        Error::new(
+            Kind::Config,
+            format!("the configuration file {} is not valid", path.display()),
+        )
+        .caused_by(error)
+        .advise("correct what is named; `tidegated config check` tries the file without a restart")
+    })
+}
 
 /// Time-outs of a store, as written.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]

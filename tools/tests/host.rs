@@ -21,6 +21,7 @@ use service::{NEVER, Service, configure, program, until};
 use site::{MIB, Run, Site, text};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 const TWO: &str = "
@@ -324,6 +325,13 @@ fn a_bad_configuration_does_not_start_and_a_good_one_is_explained() {
     let log = std::fs::read_to_string(log).unwrap();
     assert!(log.contains("retention"), "{log}");
     check("nowhere.toml").ends_with(3);
+
+    configure(&site, NEVER, ONE);
+    let everybodys = std::fs::Permissions::from_mode(0o666);
+    std::fs::set_permissions(site.path("host.toml"), everybodys).unwrap();
+    check("host.toml")
+        .ends_with(2)
+        .says(&["everybody may write", "chmod o-w"]);
 }
 
 #[test]

@@ -5,7 +5,7 @@
 
 use super::Limits;
 use super::served::ServedSettings;
-use crate::config::{KeyPlace, WrittenStore, from_folder, place_from_folder, within};
+use crate::config::{KeyPlace, WrittenStore, from_folder, place_from_folder, read_file, within};
 use crate::error::{Error, Kind, Result};
 use crate::store::StoreSettings;
 use serde::{Deserialize, Serialize};
@@ -70,19 +70,7 @@ impl GatewayConfig {
     /// # Errors
     /// [`Kind::Config`], which says where.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|error| {
-            Error::io(
-                format!("cannot read the configuration file {}", path.display()),
-                error,
-            )
-        })?;
-        let folder = path.parent().unwrap_or(Path::new(""));
-        Self::parse(&text, folder).map_err(|cause| {
-            let text = format!("the configuration file {} is not valid", path.display());
-            Error::new(Kind::Config, text)
-                .caused_by(cause)
-                .advise("correct or remove what is named")
-        })
+        read_file(path, Self::parse)
     }
 
     fn parse(text: &str, folder: &Path) -> Result<Self> {

@@ -13,6 +13,7 @@ mod validate;
 mod written;
 
 pub use crate::config::KeyPlace;
+use crate::config::read_file;
 pub use crate::link::congestion::Congestion;
 pub use written::OnFailure;
 
@@ -214,23 +215,7 @@ impl Settings {
     /// [`Kind::Config`] where it is not valid; [`Kind::Missing`] or [`Kind::Denied`] where it cannot
     /// be read.
     pub fn load(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|error| {
-            Error::io(
-                format!("cannot read the configuration file {}", path.display()),
-                error,
-            )
-        })?;
-        let folder = path.parent().unwrap_or(Path::new(""));
-        Self::parse(&text, folder).map_err(|error| {
-            Error::new(
-                Kind::Config,
-                format!("the configuration file {} is not valid", path.display()),
-            )
-            .caused_by(error)
-            .advise(
-                "correct what is named; `tidegated config check` tries the file without a restart",
-            )
-        })
+        read_file(path, Self::parse)
     }
 
     /// Reads the text of a file that stands in `folder`.
