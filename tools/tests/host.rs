@@ -17,8 +17,8 @@ mod service;
 mod site;
 
 use nix::sys::signal::Signal;
-use service::{NEVER, Service, configure, program, until};
-use site::{MIB, Run, Site, text};
+use service::{NEVER, Service, configure};
+use site::{MIB, Run, Site, text, tidegated, until};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
@@ -301,7 +301,7 @@ fn a_bad_configuration_does_not_start_and_a_good_one_is_explained() {
     let site = Site::with_repository();
     configure(&site, NEVER, ONE);
     let check = |file: &str| {
-        let mut command = Command::new(program());
+        let mut command = Command::new(tidegated());
         let command = command.current_dir(site.path(""));
         Run::from(
             command
@@ -339,7 +339,7 @@ fn one_service_at_a_time() {
     let site = Site::with_repository();
     configure(&site, NEVER, ONE);
     let service = Service::start(&site);
-    let second = Command::new(program())
+    let second = Command::new(tidegated())
         .args(["host", "--config", text(&site.path("host.toml"))])
         .output()
         .unwrap();

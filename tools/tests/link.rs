@@ -15,17 +15,15 @@ mod net;
 mod site;
 
 use net::Net;
-use site::{MIB, Run, Site, assert_same};
+use site::{MIB, Run, Site, assert_same, tidegated, until};
 use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tidegate_agent::store::Environment;
 use tidegate_agent::testing::{FaultyProxy, S3Server};
-
-const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The gateways, by name.
 const GATEWAYS: [&str; 2] = ["gw1", "gw2"];
@@ -238,25 +236,6 @@ impl Drop for World {
                 }
             }
         }
-    }
-}
-
-/// The service's program, which stands beside the command line's.
-fn tidegated() -> PathBuf {
-    let path = Path::new(env!("CARGO_BIN_EXE_tidegate")).with_file_name("tidegated");
-    assert!(path.exists(), "{} is not there", path.display());
-    path
-}
-
-#[track_caller]
-pub(crate) fn until<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = found() {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "{what} did not come about");
-        std::thread::sleep(Duration::from_millis(20));
     }
 }
 

@@ -1,6 +1,6 @@
 //! `tidegate status`, `run` and `cancel`: the host service, asked over its control socket.
 
-use crate::args::{Cancel, Run, Status};
+use crate::args::{Cancel, Run, Service, Status};
 use crate::context::Context;
 use crate::exit::Outcome;
 use crate::progress::{self, Job};
@@ -19,14 +19,7 @@ pub(super) async fn status(args: Status, context: &Context) -> Result<Outcome> {
         true => Request::Plan,
         false => Request::Status,
     };
-    let reply = context
-        .or_stop(async {
-            Client::ask(&args.service.socket, &request)
-                .await?
-                .next()
-                .await
-        })
-        .await?;
+    let reply = ask(&args.service, &request, context).await?;
     match reply {
         Reply::Status(status) => {
             context.output.result(&status, || describe(&status))?;
@@ -88,15 +81,14 @@ pub(super) async fn cancel(args: Cancel, context: &Context) -> Result<Outcome> {
     let request = Request::Cancel {
         machine: args.machine,
     };
-    let reply = context
-        .or_stop(async {
-            Client::ask(&args.service.socket, &request)
-                .await?
-                .next()
-                .await
-        })
-        .await?;
+    let reply = ask(&args.service, &request, context).await?;
     done(context, reply)
+}
+
+/// What has one answer.
+async fn ask(service: &Service, request: &Request, context: &Context) -> Result<Reply> {
+    let answered = async { Client::ask(&service.socket, request).await?.next().await };
+    context.or_stop(answered).await
 }
 
 fn done(context: &Context, reply: Reply) -> Result<Outcome> {

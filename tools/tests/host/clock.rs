@@ -2,8 +2,8 @@
 
 use crate::ONE;
 use crate::outcome;
-use crate::service::{Service, configure, until};
-use crate::site::{MIB, Site, text};
+use crate::service::{Service, configure};
+use crate::site::{MIB, Site, text, until};
 use std::path::PathBuf;
 
 const HOUR_NS: u64 = 3600 * 1_000_000_000;

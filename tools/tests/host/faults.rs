@@ -1,7 +1,7 @@
 //! Kills, stops, full disks and strangers.
 
-use crate::service::{NEVER, Service, configure, until};
-use crate::site::{MIB, Run, Site, SmallDisk, assert_same, program, text};
+use crate::service::{NEVER, Service, configure};
+use crate::site::{MIB, Run, Site, SmallDisk, assert_same, program, text, until};
 use crate::{ONE, outcome};
 use nix::sys::signal::Signal;
 use std::os::unix::fs::PermissionsExt;

@@ -1,30 +1,14 @@
 //! The real `tidegated host`, started in a site, and what it says of itself.
 
-use crate::site::{Run, Site, text};
+use crate::site::{PATIENCE, Run, Site, text, tidegated, until};
 use serde_json::Value;
 use std::fs::File;
 use std::os::unix::net::{UnixDatagram, UnixStream};
-use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
-
-/// How long anything may take on a machine with much else to do.
-const PATIENCE: Duration = Duration::from_secs(90);
 
 /// A schedule that is not due while a test runs, unless it runs over New Year.
 pub(crate) const NEVER: &str = "schedule = '0 0 1 1 *'";
-
-/// The service's program, which stands beside the command line's.
-pub(crate) fn program() -> PathBuf {
-    let path = Path::new(env!("CARGO_BIN_EXE_tidegate")).with_file_name("tidegated");
-    assert!(
-        path.exists(),
-        "{} is not there: run the tests of the whole workspace, or cargo build -p tidegate-agent",
-        path.display()
-    );
-    path
-}
 
 /// A configuration with one policy `p`, one group of all machines, and `more`.
 pub(crate) fn configure(site: &Site, policy: &str, more: &str) {
@@ -55,19 +39,6 @@ pub(crate) fn configure(site: &Site, policy: &str, more: &str) {
             .join("\n"),
     );
     std::fs::write(site.path("host.toml"), text).unwrap();
-}
-
-/// Waits until `found` finds something.
-#[track_caller]
-pub(crate) fn until<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = found() {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "{what} did not come about");
-        std::thread::sleep(Duration::from_millis(50));
-    }
 }
 
 pub(crate) struct Service<'a> {
@@ -104,7 +75,7 @@ impl<'a> Service<'a> {
             .append(true)
             .open(site.path("log"))
             .unwrap();
-        let child = Command::new(program())
+        let child = Command::new(tidegated())
             .args(["host", "--config", text(&site.path("host.toml"))])
             .env_clear()
             .env("NOTIFY_SOCKET", &notify)

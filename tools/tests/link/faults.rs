@@ -1,7 +1,9 @@
 //! Gateways, hosts, networks and stores that fail in the middle of a run. Nothing that was acknowledged is
 //! lost; the run goes on, or fails and says why; and what was committed is whole.
 
-use crate::{World, ends, until};
+use crate::site::until;
+use crate::{World, ends};
+use std::process::Child;
 use std::time::Duration;
 use tidegate_agent::testing::HttpFault;
 
@@ -17,15 +19,22 @@ fn refuse(status: &'static str, code: &'static str) -> HttpFault {
 const MBIT: u32 = 100;
 const MIB_OF_RUN: u64 = 96;
 
+/// A backup of the first host over a slow line, of which so many MiB have been sent.
+fn under_way(world: &World, args: &[&str], mib: u64) -> Child {
+    world.net.limit("hv1", MBIT);
+    let before = world.net.sent_bytes("hv1");
+    let run = world.begin("hv1", args);
+    world.in_the_middle("hv1", before, mib);
+    run
+}
+
 /// The gateway in use is killed in the middle, then comes back, and the other one is killed: one run.
 #[test]
 fn killed_gateways_cost_what_was_not_acknowledged() {
     let mut world = World::new();
     let image = world.image("web01.raw", MIB_OF_RUN);
-    world.net.limit("hv1", MBIT);
     let before = world.net.sent_bytes("hv1");
-    let run = world.begin("hv1", &["backup", "web01.raw", "--json"]);
-    world.in_the_middle("hv1", before, 30);
+    let run = under_way(&world, &["backup", "web01.raw", "--json"], 30);
     let first = world.busy();
     world.kill(first);
     world.in_the_middle("hv1", before, 60);
@@ -48,10 +57,7 @@ fn killed_gateways_cost_what_was_not_acknowledged() {
 fn a_cut_network_only_takes_its_time() {
     let world = World::new();
     let image = world.image("web01.raw", MIB_OF_RUN);
-    world.net.limit("hv1", MBIT);
-    let before = world.net.sent_bytes("hv1");
-    let run = world.begin("hv1", &["backup", "web01.raw"]);
-    world.in_the_middle("hv1", before, 20);
+    let run = under_way(&world, &["backup", "web01.raw"], 20);
     world.net.set_cable("hv1", false);
     std::thread::sleep(Duration::from_secs(30));
     world.net.set_cable("hv1", true);
@@ -64,10 +70,7 @@ fn a_cut_network_only_takes_its_time() {
 fn a_host_with_another_address_goes_on() {
     let world = World::new();
     let image = world.image("web01.raw", MIB_OF_RUN);
-    world.net.limit("hv1", MBIT);
-    let before = world.net.sent_bytes("hv1");
-    let run = world.begin("hv1", &["backup", "web01.raw"]);
-    world.in_the_middle("hv1", before, 20);
+    let run = under_way(&world, &["backup", "web01.raw"], 20);
     world.net.readdress("hv1", 77);
     ends(run).succeeds();
     world.assert_whole("web01", &image);
@@ -78,10 +81,7 @@ fn a_host_with_another_address_goes_on() {
 fn a_killed_host_goes_on_from_what_was_acknowledged() {
     let world = World::new();
     let image = world.image("web01.raw", MIB_OF_RUN);
-    world.net.limit("hv1", MBIT);
-    let before = world.net.sent_bytes("hv1");
-    let mut run = world.begin("hv1", &["backup", "web01.raw"]);
-    world.in_the_middle("hv1", before, 70);
+    let mut run = under_way(&world, &["backup", "web01.raw"], 70);
     run.kill().unwrap();
     run.wait().unwrap();
     let before = world.net.sent_bytes("hv1");
@@ -100,10 +100,7 @@ fn a_revoked_host_is_cut_off_and_says_so() {
     let image = world.image("web01.raw", 8);
     world.on("hv1", &["backup", "web01.raw"]).succeeds();
     world.image("web02.raw", MIB_OF_RUN);
-    world.net.limit("hv1", MBIT);
-    let before = world.net.sent_bytes("hv1");
-    let run = world.begin("hv1", &["backup", "web02.raw"]);
-    world.in_the_middle("hv1", before, 20);
+    let run = under_way(&world, &["backup", "web02.raw"], 20);
     let fleet = world.fleet();
     world
         .beside(&["gateway", "revoke", "hv1", "--fleet", &fleet])

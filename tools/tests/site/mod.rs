@@ -14,6 +14,7 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Output;
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 pub const MIB: u64 = 1 << 20;
@@ -309,6 +310,33 @@ pub fn written_bytes(path: &Path) -> u64 {
         written += at - start;
     }
     written
+}
+
+/// The service's program, which stands beside the command line's.
+pub fn tidegated() -> PathBuf {
+    let path = Path::new(env!("CARGO_BIN_EXE_tidegate")).with_file_name("tidegated");
+    assert!(
+        path.exists(),
+        "{} is not there: run the tests of the whole workspace, or cargo build -p tidegate-agent",
+        path.display()
+    );
+    path
+}
+
+/// How long anything may take on a machine with much else to do.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Waits until `found` finds something.
+#[track_caller]
+pub fn until<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = found() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "{what} did not come about");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// Runs another program, which must succeed.
