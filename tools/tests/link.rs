@@ -21,7 +21,6 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
 use tidegate_agent::store::Environment;
 use tidegate_agent::testing::{FaultyProxy, S3Server};
 
