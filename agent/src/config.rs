@@ -19,6 +19,8 @@ use std::time::Duration;
 pub const WORKERS: RangeInclusive<usize> = 1..=256;
 /// Requests in flight that may be asked for.
 pub const IN_FLIGHT: RangeInclusive<usize> = 1..=256;
+/// Connections to a gateway that may be asked for: one fills a fast line, more share several cores.
+pub const CONNECTIONS: RangeInclusive<usize> = 1..=16;
 /// Pack sizes in MiB that the engine accepts.
 pub const PACK_MIB: RangeInclusive<u32> = 1..=64;
 /// zstd's levels.

@@ -186,6 +186,8 @@ tags! {
     Refused = 13, "refused";
     /// The gateway is being stopped: elsewhere.
     Leaving = 14, "leaving";
+    /// No answer yet: there is room for the request's body, and it is waited for.
+    Ready = 15, "ready";
 }
 
 /// Why a stream was reset or a connection closed, as QUIC's application error code. The tags are for

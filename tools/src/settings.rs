@@ -53,6 +53,7 @@ struct Written {
     passphrase_file: Option<PathBuf>,
     cache_dir: Option<PathBuf>,
     identity: Option<PathBuf>,
+    connections: Option<usize>,
     workers: Option<usize>,
     compression_level: Option<i32>,
     pack_mib: Option<u32>,
@@ -123,6 +124,10 @@ impl Settings {
             .or_else(|| written.identity.clone().map(in_folder));
         if let Some(identity) = identity {
             store.link.identity = identity;
+        }
+        let connections = within("connections", written.connections, config::CONNECTIONS)?;
+        if let Some(connections) = connections {
+            store.link.connections = connections;
         }
         Ok(Self {
             repo,

@@ -170,6 +170,7 @@ fn a_configuration_file_that_is_not_understood_is_refused() {
         ("workers = 'many'", "workers"),
         ("compression_level = 40", "compression_level"),
         ("pack_mib = 4096", "pack_mib"),
+        ("connections = 17", "1 to 16"),
         ("repo = ", "repo"),
     ] {
         std::fs::write(site.path("c.toml"), content).unwrap();

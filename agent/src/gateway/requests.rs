@@ -5,6 +5,7 @@
 //! before the store has acknowledged it.
 
 use super::connections::{Guest, Shared};
+use super::room::Taken;
 use super::rules;
 use super::served::{self, Served};
 use crate::error::{Error, Kind as ErrorKind};
@@ -203,8 +204,7 @@ impl Request<'_> {
                 ),
             );
         }
-        let _room = self.shared.room_in.take(request.length).await;
-        let body = self.body(request.length).await?;
+        let (body, _room) = self.body(request.length).await?;
         let named = match object {
             Object::Pack(id) => (PackId::of(&body) == id).then_some(()),
             Object::Segment(id) => (SegmentId::of(&body) == id).then_some(()),
@@ -318,8 +318,7 @@ impl Request<'_> {
     async fn append(&mut self) -> Answered {
         let request: AppendRequest = self.message().await?;
         self.check(Kind::Append, Some(Object::Record(request.number)))?;
-        let _room = self.shared.room_in.take(request.length.into()).await;
-        let body = self.body(request.length.into()).await?;
+        let (body, _room) = self.body(request.length.into()).await?;
         let repository = self.served().repository().await?;
         let rights = self.guest.rights;
         let may = |kind| rules::check_record(rights, kind);
@@ -462,8 +461,12 @@ impl Request<'_> {
         Ok(message)
     }
 
-    /// The request's body, of the length that its message announced.
-    async fn body(&mut self, length: u64) -> Result<Bytes, Refusal> {
+    /// The request's body, of the length that its message announced, and the room that it takes: it is
+    /// asked for when there is some.
+    async fn body(&mut self, length: u64) -> Result<(Bytes, Taken), Refusal> {
+        let room = self.shared.room_in.take(length).await;
+        let ready = encode_answer(Status::Ready, &Nothing {}).map_err(own)?;
+        self.send(ready.into()).await?;
         let allowance = Duration::from_secs(length / BODY_BYTES_PER_SECOND_MIN);
         let deadline = Instant::now() + BODY_TIMEOUT + allowance;
         let length = usize::try_from(length).unwrap_or(usize::MAX);
@@ -485,7 +488,7 @@ impl Request<'_> {
             Ok(ended) => ended?,
             Err(_) => return Err(too_slow(BODY_TIMEOUT)),
         }
-        Ok(body.freeze())
+        Ok((body.freeze(), room))
     }
 
     /// Begins the answer: `ok`, and its message.

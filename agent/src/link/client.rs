@@ -280,11 +280,19 @@ impl Asked {
         let under_way = live.under_way();
         let (sending, receiving) = live.open().await?;
         let mut sending = Sending::new(sending, priority);
+        let mut receiving = Receiving::new(receiving);
         let sent = async {
             sending
                 .send(encode_request(kind, priority, request)?.into())
                 .await?;
-            for bytes in body.into_iter().flatten() {
+            let Some(body) = body else {
+                return Ok(());
+            };
+            // A body on its way that nobody reads would hold up those that are read.
+            if !receiving.ready().await? {
+                return Err(LinkError::Stopped);
+            }
+            for bytes in body {
                 sending.send(bytes).await?;
             }
             Ok(())
@@ -296,7 +304,7 @@ impl Asked {
             Err(error) => return Err(error),
         }
         Ok(Self {
-            receiving: Receiving::new(receiving),
+            receiving,
             under_way,
         })
     }

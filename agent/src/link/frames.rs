@@ -72,6 +72,8 @@ pub(crate) struct Receiving {
     position: u64,
     /// From here on what arrives is taken in any order.
     early: Option<Early>,
+    /// The answer's head, where it came in place of `ready`.
+    head: Option<AnswerHead>,
 }
 
 impl Receiving {
@@ -80,6 +82,7 @@ impl Receiving {
             stream,
             position: 0,
             early: None,
+            head: None,
         }
     }
 
@@ -92,9 +95,24 @@ impl Receiving {
         Ok(RequestHead::decode(&self.exactly().await?)?)
     }
 
+    /// Whether the gateway waits for the request's body; if not, its answer follows.
+    pub(crate) async fn ready(&mut self) -> Result<bool, LinkError> {
+        let head = AnswerHead::decode(&self.exactly().await?)?;
+        match head.status {
+            Status::Ready => Ok(true),
+            _ => {
+                self.head = Some(head);
+                Ok(false)
+            }
+        }
+    }
+
     /// The message of an answer, or what the gateway said instead.
     pub(crate) async fn answer<M: WireMessage>(&mut self) -> Result<M, LinkError> {
-        let head = AnswerHead::decode(&self.exactly().await?)?;
+        let head = match self.head.take() {
+            Some(head) => head,
+            None => AnswerHead::decode(&self.exactly().await?)?,
+        };
         if head.status == Status::Ok {
             return self.message(head.message_bytes).await;
         }

@@ -273,9 +273,12 @@ fn reason_of_link(error: &LinkError) -> Reason {
             Status::Range => Reason::OutOfRange,
             Status::Denied | Status::Revoked => Reason::Denied,
             Status::Unknown => Reason::Unsupported,
-            Status::Ok | Status::Malformed | Status::Large | Status::Hash | Status::Refused => {
-                Reason::Other
-            }
+            Status::Ok
+            | Status::Ready
+            | Status::Malformed
+            | Status::Large
+            | Status::Hash
+            | Status::Refused => Reason::Other,
         },
     }
 }

@@ -6,6 +6,8 @@
     clippy::expect_used,
     clippy::panic,
     clippy::cast_possible_truncation,
+    clippy::print_stderr,
+    clippy::print_stdout,
     dead_code,
     unreachable_pub,
     reason = "tests"
@@ -15,6 +17,7 @@
 mod lab;
 
 mod abuse;
+mod crowd;
 mod everyday;
 mod going;
 mod line;

@@ -66,11 +66,17 @@ pub async fn say(connection: &quinn::Connection, bytes: &[u8]) -> Option<(Status
 }
 
 pub async fn answer(mut receiving: quinn::RecvStream) -> Option<(Status, String)> {
-    let mut head = [0; AnswerHead::BYTES];
-    let read = timeout(PATIENCE, receiving.read_exact(&mut head)).await;
-    read.expect("the gateway neither answered nor broke off")
-        .ok()?;
-    let head = AnswerHead::decode(&head).unwrap();
+    let head = loop {
+        let mut head = [0; AnswerHead::BYTES];
+        let read = timeout(PATIENCE, receiving.read_exact(&mut head)).await;
+        read.expect("the gateway neither answered nor broke off")
+            .ok()?;
+        let head = AnswerHead::decode(&head).unwrap();
+        // The body was not waited with.
+        if head.status != Status::Ready {
+            break head;
+        }
+    };
     let mut message = vec![0; head.message_bytes as usize];
     receiving.read_exact(&mut message).await.ok()?;
     let text = match head.status {

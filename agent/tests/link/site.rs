@@ -50,6 +50,11 @@ impl Site {
     /// With the repository at a place of its own.
     pub async fn at(folder: tempfile::TempDir, location: String) -> Self {
         let store = Store::open(&location, &StoreSettings::default()).unwrap();
+        Self::over(folder, location, store).await
+    }
+
+    /// With the repository at a place that takes more than its name to open.
+    pub async fn over(folder: tempfile::TempDir, location: String, store: Store) -> Self {
         let mut keys = None;
         Repository::init(&store, CHUNKER, |new| {
             write_key_file(&folder.path().join("maintenance.key"), &new.maintenance)?;

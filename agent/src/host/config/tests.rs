@@ -68,6 +68,16 @@ fn the_effective_settings_are_a_file_that_means_the_same() {
 }
 
 #[test]
+fn connections_to_a_gateway_are_the_links_and_one_unless_said() {
+    let of = |settings: &Settings| settings.repositories["main"].store.link.connections;
+    assert_eq!(of(&parse(LEAST).unwrap()), 1);
+    let said = LEAST.replace("key = 'host.key'", "key = 'host.key'\nconnections = 16");
+    let settings = parse(&said).unwrap();
+    assert_eq!(of(&settings), 16);
+    assert_eq!(of(&parse(&settings.effective().unwrap()).unwrap()), 16);
+}
+
+#[test]
 fn paths_start_at_the_file() {
     let settings = parse(LEAST).unwrap();
     let main = &settings.repositories["main"];
@@ -210,6 +220,16 @@ fn a_fault_names_its_key_what_was_found_and_what_was_expected() {
             "key = 'host.key'",
             "key = 'host.key'\npack_mib = 65",
             ["repository.main.pack_mib", "65", "1 to 64"],
+        ),
+        (
+            "key = 'host.key'",
+            "key = 'host.key'\nconnections = 17",
+            ["repository.main.connections", "17", "1 to 16"],
+        ),
+        (
+            "key = 'host.key'",
+            "key = 'host.key'\nconnections = 0",
+            ["repository.main.connections", "0", "1 to 16"],
         ),
         (
             "[policy.p]",

@@ -9,8 +9,8 @@ use super::{
     RepositorySettings, Rhythm, Service, Settings,
 };
 use crate::config::{
-    COMPRESSION_LEVELS, IN_FLIGHT, PACK_MIB, WORKERS, WrittenStore, from_folder, place_from_folder,
-    within,
+    COMPRESSION_LEVELS, CONNECTIONS, IN_FLIGHT, PACK_MIB, WORKERS, WrittenStore, from_folder,
+    place_from_folder, within,
 };
 use crate::error::{Error, Kind, Result};
 use crate::host::glob;
@@ -187,6 +187,10 @@ fn repository(
     );
     let mut store = written.store.validate(&of("store"))?;
     store.link.identity.clone_from(&identity);
+    let connections = within(&of("connections"), written.connections, CONNECTIONS)?;
+    if let Some(connections) = connections {
+        store.link.connections = connections;
+    }
     Ok(RepositorySettings {
         name: name.to_owned(),
         location: place_from_folder(folder, &written.location),
@@ -533,6 +537,7 @@ fn repository_written(repository: &RepositorySettings) -> written::Repository {
         key: repository.key.written(),
         cache_dir: Some(repository.cache_dir.clone()),
         identity: Some(repository.identity.clone()),
+        connections: Some(store.link.connections),
         workers: Some(how.workers),
         compression_level: Some(how.compression_level),
         pack_mib: Some(how.pack_bytes >> 20),

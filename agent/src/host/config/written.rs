@@ -45,6 +45,7 @@ pub(super) struct Repository {
     pub(super) key: String,
     pub(super) cache_dir: Option<PathBuf>,
     pub(super) identity: Option<PathBuf>,
+    pub(super) connections: Option<usize>,
     pub(super) workers: Option<usize>,
     pub(super) compression_level: Option<i32>,
     pub(super) pack_mib: Option<u32>,
