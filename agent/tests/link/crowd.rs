@@ -5,19 +5,16 @@
 //! Peak memory is the kernel's own count. Not a measurement of speed.
 
 use crate::lab::MIB;
+use crate::process::Process;
 use crate::site::{NAME, Site};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
-use std::fs::File;
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tidegate_agent::link::LinkError;
 use tidegate_agent::link::client::{Link, LinkSettings, join};
-use tidegate_agent::store::Environment;
 use tidegate_agent::testing::{FaultyProxy, HttpFault, S3Server};
 use tidegate_protocol::ids::PackId;
 use tidegate_protocol::rights::Right;
@@ -42,88 +39,6 @@ const ANSWERED_MIN: usize = 12;
 
 /// How long to wait for what must come about, on a machine with much else to do.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// The real program, killed when dropped.
-struct Process {
-    child: Child,
-    log: PathBuf,
-    address: SocketAddr,
-}
-
-impl Process {
-    /// Beside `site`'s repository with settings of its own only for where things are.
-    async fn start(site: &Site, environment: &Environment) -> Self {
-        let folder = site.folder.path();
-        let config = format!(
-            "listen = ['127.0.0.1:0']
-             fleet = 'fleet'
-             authority_key = 'authority.key'
-             cache_dir = 'cache'
-             [repository.{NAME}]
-             location = '{}'
-             key = 'maintenance.key'
-            ",
-            site.location
-        );
-        let (file, log) = (folder.join("gateway.toml"), folder.join("gateway.log"));
-        std::fs::write(&file, config).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_tidegated"))
-            .args(["gateway", "--config"])
-            .arg(&file)
-            .envs(environment.variables())
-            .env_remove("TIDEGATE_LOG")
-            .stderr(File::create(&log).unwrap())
-            .spawn()
-            .unwrap();
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let said = std::fs::read_to_string(&log).unwrap();
-            if let Some(address) = listening(&said) {
-                return Self {
-                    child,
-                    log,
-                    address,
-                };
-            }
-            assert!(child.try_wait().unwrap().is_none(), "it ended: {said}");
-            assert!(Instant::now() < deadline, "it does not listen: {said}");
-            sleep(Duration::from_millis(20)).await;
-        }
-    }
-
-    /// The largest resident set it ever had.
-    fn peak_bytes(&self) -> u64 {
-        let file = format!("/proc/{}/status", self.child.id());
-        let status = std::fs::read_to_string(file).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmHWM:"));
-        let kib = line.unwrap().split_ascii_whitespace().nth(1).unwrap();
-        kib.parse::<u64>().unwrap() << 10
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        if std::thread::panicking() {
-            let said = std::fs::read_to_string(&self.log).unwrap_or_default();
-            let last: Vec<_> = said.lines().rev().take(30).collect();
-            eprintln!(
-                "--- the gateway's last words, newest first\n{}",
-                last.join("\n")
-            );
-        }
-    }
-}
-
-/// Where a gateway says that it listens.
-fn listening(log: &str) -> Option<SocketAddr> {
-    let line = log
-        .lines()
-        .find(|line| line.contains("the gateway listens"))?;
-    let (_, address) = line.split_once("address=")?;
-    address.split_whitespace().next()?.parse().ok()
-}
 
 fn link(gateway: &Process, identity: &Path, connections: usize) -> Link {
     let settings = LinkSettings {
@@ -184,7 +99,7 @@ async fn a_gateway_with_a_crowd_of_hosts_keeps_within_its_memory() {
     let folder = tempfile::tempdir().unwrap();
     let site = Site::over(folder, server.location("repo"), server.open("repo")).await;
     let environment = server.environment().with("AWS_ENDPOINT_URL", proxy.url());
-    let gateway = Process::start(&site, &environment).await;
+    let gateway = Process::start(&site, "gateway", &environment).await;
 
     let token = site.invite("hv1", &[Right::Backup]).await;
     let identity = site.folder.path().join("hv1");
