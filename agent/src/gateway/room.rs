@@ -1,8 +1,8 @@
 //! Memory that is shared out before it is taken.
 //!
-//! A body is asked for only when there is room for all of it: until then its host waits. So a gateway's memory is bounded whatever the number of hosts, and no
-//! host is told to come back for being one of many. Those who wait are served in turn. What restores read
-//! has room of its own: they never wait for a backup.
+//! A body is asked for only when there is room for all of it: until then its host waits. So a gateway's
+//! memory is bounded whatever the number of hosts, and no host is told to come back for being one of many.
+//! Those who wait are served in turn. What restores read has room of its own: they never wait for a backup.
 
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
