@@ -39,7 +39,7 @@ impl Programs {
             let program = own.with_file_name(name);
             ensure!(
                 program.is_file(),
-                "{} is not there: build it by cargo build --release -p tidegate-tools",
+                "{} is not there: build it by cargo build --release -p tidegate-tools -p tidegate-agent",
                 program.display()
             );
             Ok(program)
