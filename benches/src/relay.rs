@@ -18,8 +18,8 @@ use anyhow::{Context as _, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -63,8 +63,18 @@ pub(crate) struct Relay {
     pub(crate) left: Namespace,
     pub(crate) right: Namespace,
     started: Instant,
-    stop: Arc<AtomicBool>,
+    shared: Arc<Shared>,
     thread: JoinHandle<Result<Seen>>,
+}
+
+/// What the relay's thread and its owner both hold.
+#[derive(Debug)]
+struct Shared {
+    /// From when on the path is what; ascending.
+    shapes: Mutex<Vec<(Duration, Shape)>>,
+    /// IP bytes that were let through: left to right, right to left.
+    passed_bytes: [AtomicU64; 2],
+    stop: AtomicBool,
 }
 
 /// The addresses of the two ends.
@@ -77,16 +87,20 @@ impl Relay {
         let (left, left_tun) = Namespace::with_tun(LEFT, RIGHT)?;
         let (right, right_tun) = Namespace::with_tun(RIGHT, LEFT)?;
         let started = Instant::now();
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
+        let shared = Arc::new(Shared {
+            shapes: Mutex::new(shapes),
+            passed_bytes: [AtomicU64::new(0), AtomicU64::new(0)],
+            stop: AtomicBool::new(false),
+        });
+        let of_thread = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("relay".to_owned())
-            .spawn(move || carry([left_tun, right_tun], &shapes, seed, started, &stopped))?;
+            .spawn(move || carry([left_tun, right_tun], &of_thread, seed, started))?;
         Ok(Self {
             left,
             right,
             started,
-            stop,
+            shared,
             thread,
         })
     }
@@ -96,30 +110,50 @@ impl Relay {
         self.started.elapsed()
     }
 
+    /// From now on the path is `shape`.
+    pub(crate) fn reshape(&self, shape: Shape) {
+        let mut shapes = self.shared.shapes();
+        let now = self.elapsed();
+        shapes.retain(|(from, _)| *from <= now);
+        shapes.push((now, shape));
+    }
+
+    /// IP bytes let through by now: left to right, and back. What is under way is among them, what was
+    /// lost or found the queue full is not.
+    pub(crate) fn passed_bytes(&self) -> [u64; 2] {
+        [0, 1].map(|side: usize| self.shared.passed_bytes[side].load(Ordering::Relaxed))
+    }
+
     /// Ends the path.
     pub(crate) fn stop(self) -> Result<Seen> {
-        self.stop.store(true, Ordering::Relaxed);
+        self.shared.stop.store(true, Ordering::Relaxed);
         self.thread
             .join()
             .map_err(|_| anyhow::anyhow!("the relay panicked"))?
     }
 }
 
-fn carry(
-    tuns: [OwnedFd; 2],
-    shapes: &[(Duration, Shape)],
-    seed: u64,
-    started: Instant,
-    stop: &AtomicBool,
-) -> Result<Seen> {
+impl Shared {
+    fn shapes(&self) -> std::sync::MutexGuard<'_, Vec<(Duration, Shape)>> {
+        // A list of shapes is whole at every moment.
+        self.shapes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn shape(&self, now: Duration) -> Shape {
+        let shapes = self.shapes();
+        let known = shapes.partition_point(|(from, _)| *from <= now);
+        shapes[known.saturating_sub(1)].1
+    }
+}
+
+fn carry(tuns: [OwnedFd; 2], shared: &Shared, seed: u64, started: Instant) -> Result<Seen> {
     namespace::hurry();
     let mut queues = [Queue::new(seed), Queue::new(!seed)];
     let mut spare: Vec<Vec<u8>> = Vec::new();
     let mut seen = Seen::default();
-    while !stop.load(Ordering::Relaxed) {
+    while !shared.stop.load(Ordering::Relaxed) {
         let mut now = started.elapsed();
-        let known = shapes.partition_point(|(from, _)| *from <= now);
-        let (_, shape) = shapes[known.saturating_sub(1)];
+        let shape = shared.shape(now);
         for (side, queue) in queues.iter_mut().enumerate() {
             queue.reshape(now, shape);
             for _ in 0..TURN_PACKETS {
@@ -133,7 +167,11 @@ fn carry(
                     }
                     Err(error) => return Err(error).context("reading from a TUN device"),
                 }
+                let bytes = packet.len() as u64;
                 let verdict = queue.admit(now, packet);
+                if matches!(verdict, Verdict::Waits(_)) {
+                    shared.passed_bytes[side].fetch_add(bytes, Ordering::Relaxed);
+                }
                 if side == 0 {
                     match verdict {
                         Verdict::Waits(wait) => {

@@ -6,16 +6,22 @@
 //! round trip is inflated is the time that packets waited in the bottleneck's queue, which the path itself
 //! measures, alike for all.
 //!
-//! Not the speed of backups: there is no store behind it. Writes `benches/WAN.md`. Needs root, and
-//! two CPUs that have nothing else to do: the figures of 500 Mbit/s are the machine's otherwise.
+//! There is no store behind these. Whole backups through such a path, and those of a disk of which little has
+//! changed, are sections of their own ([`backups`]): the real programs, beside restic and an upload over HTTPS.
+//!
+//! Writes `benches/WAN.md`. Needs root, and two CPUs that have nothing else to do: the figures of 500 Mbit/s
+//! are the machine's otherwise.
 
+mod backups;
 mod page;
 mod quic;
+mod site;
 mod tcp;
 
 use crate::relay::{Relay, Seen, Shape};
 use anyhow::Result;
 use quic::Controller;
+use site::Programs;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -30,7 +36,16 @@ pub(crate) struct Arguments {
     /// Length of two flows beside each other; the first third is not counted
     #[arg(long, default_value_t = 45, value_parser = clap::value_parser!(u64).range(15..))]
     shared_seconds: u64,
-    /// Only paths whose name has this in it
+    /// Size of the images of whole backups
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..))]
+    backup_mib: u64,
+    /// When a whole backup is broken off
+    #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u64).range(1..))]
+    backup_seconds: u64,
+    /// The peers that `benches/peers` has fetched; without restic among them it is left out
+    #[arg(long, value_name = "FOLDER")]
+    peers: Option<PathBuf>,
+    /// Only paths and sections (shared, whole backups, changed disk) whose name has this in it
     #[arg(long, value_name = "TEXT", default_value = "")]
     only: String,
     /// Only contenders whose name has this in it
@@ -344,9 +359,62 @@ fn shared(queue_bdp: f64, contenders: [Contender; 2], arguments: &Arguments) -> 
     })
 }
 
+/// What there is to say by now.
+#[derive(Default)]
+struct Results {
+    paths: Vec<page::Row>,
+    pairs: Vec<Shared>,
+    whole: Vec<backups::Row>,
+    changed: Vec<backups::Row>,
+}
+
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let mut rows = Vec::new();
-    let mut pairs = Vec::new();
+    let mut results = Results::default();
+    let section = |name: &str| name.contains(&arguments.only);
+    if section(WHOLE) || section(CHANGED) {
+        // Better now than after half an hour.
+        Programs::find(arguments.peers.as_deref())?;
+    }
+    alone_on_paths(arguments, &mut results)?;
+    if section("shared") {
+        beside_each_other(arguments, &mut results)?;
+    }
+    if section(WHOLE) {
+        let programs = Programs::find(arguments.peers.as_deref())?;
+        backups::whole(programs, arguments, |row| {
+            tell(WHOLE, &row);
+            results.whole.push(row);
+            publish(&results, arguments)
+        })?;
+    }
+    if section(CHANGED) {
+        let programs = Programs::find(arguments.peers.as_deref())?;
+        backups::changed(programs, arguments, |row| {
+            tell(CHANGED, &row);
+            results.changed.push(row);
+            publish(&results, arguments)
+        })?;
+    }
+    publish(&results, arguments)?;
+    println!("{}", arguments.out.display());
+    Ok(())
+}
+
+/// Names of sections, for `--only`.
+const WHOLE: &str = "whole backups";
+const CHANGED: &str = "changed disk";
+
+fn tell(section: &str, row: &backups::Row) {
+    eprintln!(
+        "{section}: {} % loss: {}: {:.3} of the line, {:?}",
+        row.loss * 100.0,
+        row.sender.name(),
+        row.share(),
+        row.upload
+    );
+}
+
+fn alone_on_paths(arguments: &Arguments, results: &mut Results) -> Result<()> {
     let wanted = |contender: &Contender| contender.name().contains(&arguments.contender);
     for path in paths(arguments.seconds) {
         if !path.name.contains(&arguments.only) {
@@ -358,39 +426,39 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             eprintln!("{}: {}: {got:.3?}", path.name, contender.name());
             figures.push((contender, got));
         }
-        rows.push((path.name, figures));
-        publish(&rows, &pairs, arguments)?;
+        results.paths.push((path.name, figures));
+        publish(results, arguments)?;
     }
-    if "shared".contains(&arguments.only) {
-        for queue_bdp in [0.25, 1.0, 4.0] {
-            for contenders in [
-                [OURS, OURS],
-                [OURS, Contender::KernelTcp],
-                [OURS_FAIR, Contender::KernelTcp],
-                [Contender::KernelTcp, Contender::KernelTcp],
-            ] {
-                let got = shared(queue_bdp, contenders, arguments)?;
-                eprintln!(
-                    "queue of {queue_bdp}: {} {:.2}, {} {:.2}",
-                    contenders[0].name(),
-                    got.shares[0],
-                    contenders[1].name(),
-                    got.shares[1]
-                );
-                pairs.push(got);
-                publish(&rows, &pairs, arguments)?;
-            }
+    Ok(())
+}
+
+fn beside_each_other(arguments: &Arguments, results: &mut Results) -> Result<()> {
+    for queue_bdp in [0.25, 1.0, 4.0] {
+        for contenders in [
+            [OURS, OURS],
+            [OURS, Contender::KernelTcp],
+            [OURS_FAIR, Contender::KernelTcp],
+            [Contender::KernelTcp, Contender::KernelTcp],
+        ] {
+            let got = shared(queue_bdp, contenders, arguments)?;
+            eprintln!(
+                "queue of {queue_bdp}: {} {:.2}, {} {:.2}",
+                contenders[0].name(),
+                got.shares[0],
+                contenders[1].name(),
+                got.shares[1]
+            );
+            results.pairs.push(got);
+            publish(results, arguments)?;
         }
     }
-    publish(&rows, &pairs, arguments)?;
-    println!("{}", arguments.out.display());
     Ok(())
 }
 
 /// Writes the page with what there is by now: a run takes long.
-fn publish(rows: &[page::Row], pairs: &[Shared], arguments: &Arguments) -> Result<()> {
+fn publish(results: &Results, arguments: &Arguments) -> Result<()> {
     if arguments.only.is_empty() && arguments.contender.is_empty() {
-        std::fs::write(&arguments.out, page::write(rows, pairs, arguments)?)?;
+        std::fs::write(&arguments.out, page::write(results, arguments)?)?;
     }
     Ok(())
 }

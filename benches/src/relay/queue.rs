@@ -125,3 +125,217 @@ fn mix(mut value: u64) -> u64 {
 fn unit(random: u64) -> f64 {
     (random >> 11) as f64 / (1_u64 << 53) as f64
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+    use super::{Queue, Shape, Verdict};
+    use std::time::Duration;
+
+    const PACKET_BYTES: usize = 1000;
+
+    /// A packet takes a millisecond, a way 50 ms; ten packets may wait.
+    fn shape() -> Shape {
+        Shape {
+            rate: 1e6,
+            rtt: ms(100),
+            queue_bytes: 10.0 * 1000.0,
+            loss: 0.0,
+            jitter: Duration::ZERO,
+            overtaking: false,
+        }
+    }
+
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    fn queue(shape: Shape) -> Queue {
+        let mut queue = Queue::new(7);
+        queue.reshape(Duration::ZERO, shape);
+        queue
+    }
+
+    /// A packet that carries its number.
+    fn packet(number: u32) -> Vec<u8> {
+        let mut packet = vec![0; PACKET_BYTES];
+        packet[..4].copy_from_slice(&number.to_le_bytes());
+        packet
+    }
+
+    /// What has left the path: when, and which.
+    fn left(queue: &mut Queue) -> Vec<(Duration, u32)> {
+        std::iter::from_fn(|| queue.due(Duration::MAX))
+            .map(|(due, packet)| (due, u32::from_le_bytes(packet[..4].try_into().unwrap())))
+            .collect()
+    }
+
+    /// Rounded: rates are floating point.
+    fn near(found: Duration, expected: Duration) {
+        assert!(
+            found.abs_diff(expected) < Duration::from_micros(1),
+            "{found:?} is not {expected:?}"
+        );
+    }
+
+    /// Packets at a tenth of the rate, so that none waits for another.
+    fn spread(queue: &mut Queue, packets: u32) -> u32 {
+        let lost = (0..packets).filter(|number| {
+            let verdict = queue.admit(ms(10) * *number, packet(*number));
+            matches!(verdict, Verdict::Lost)
+        });
+        u32::try_from(lost.count()).unwrap()
+    }
+
+    #[test]
+    fn packets_leave_at_the_rate_after_half_a_round_trip() {
+        let mut queue = queue(shape());
+        for number in 0..10 {
+            let Verdict::Waits(wait) = queue.admit(ms(5), packet(number)) else {
+                panic!("packet {number} does not pass");
+            };
+            near(wait, ms(number.into()));
+        }
+        near(queue.next_due().unwrap(), ms(5 + 1 + 50));
+        assert!(queue.due(ms(5 + 50)).is_none());
+        for (due, number) in left(&mut queue) {
+            near(due, ms(5 + u64::from(number + 1) + 50));
+        }
+    }
+
+    #[test]
+    fn a_path_that_was_idle_has_not_saved_its_rate() {
+        let mut queue = queue(shape());
+        queue.admit(ms(0), packet(0));
+        queue.admit(ms(1000), packet(1));
+        queue.admit(ms(1000), packet(2));
+        let left = left(&mut queue);
+        near(left[1].0, ms(1000 + 1 + 50));
+        near(left[2].0, ms(1000 + 2 + 50));
+    }
+
+    #[test]
+    fn a_full_queue_takes_nothing_until_a_packet_has_left_it() {
+        let mut queue = queue(shape());
+        for number in 0..10 {
+            let verdict = queue.admit(ms(0), packet(number));
+            assert!(matches!(verdict, Verdict::Waits(_)), "{number}");
+        }
+        assert!(matches!(
+            queue.admit(ms(0), packet(10)),
+            Verdict::Overflowed
+        ));
+        // It is bytes that count: a small one finds no room either, where all of it is taken.
+        assert!(matches!(queue.admit(ms(0), vec![0]), Verdict::Overflowed));
+        assert!(matches!(
+            queue.admit(Duration::from_micros(1001), packet(11)),
+            Verdict::Waits(_)
+        ));
+        let numbers: Vec<u32> = left(&mut queue).iter().map(|(_, number)| *number).collect();
+        assert_eq!(numbers, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11]);
+    }
+
+    #[test]
+    fn the_share_that_is_lost_is_the_one_that_was_asked_for() {
+        for (loss, least, most) in [(0.0, 0, 0), (0.01, 900, 1100), (1.0, 100_000, 100_000)] {
+            let mut queue = queue(Shape { loss, ..shape() });
+            let lost = spread(&mut queue, 100_000);
+            assert!((least..=most).contains(&lost), "{lost} at {loss}");
+            assert_eq!(left(&mut queue).len(), 100_000 - lost as usize);
+        }
+    }
+
+    #[test]
+    fn a_seed_loses_the_same_packets_and_another_seed_others() {
+        let numbers = |seed| {
+            let mut queue = Queue::new(seed);
+            let loss = 0.1;
+            queue.reshape(Duration::ZERO, Shape { loss, ..shape() });
+            spread(&mut queue, 1000);
+            left(&mut queue)
+        };
+        assert_eq!(numbers(1), numbers(1));
+        assert_ne!(numbers(1), numbers(2));
+    }
+
+    #[test]
+    fn wandering_jitter_keeps_its_bound_and_the_order() {
+        let jitter = ms(20);
+        let mut queue = queue(Shape { jitter, ..shape() });
+        // Closer than the jitter wanders, so that later packets would overtake.
+        for number in 0..5000 {
+            queue.admit(ms(1) * number, packet(number));
+        }
+        let left = left(&mut queue);
+        assert!(left.iter().map(|(_, number)| *number).eq(0..5000));
+        let extra: Vec<Duration> = delays(&left, 1).collect();
+        assert!(extra.iter().all(|extra| *extra <= jitter), "{extra:?}");
+        assert!(*extra.iter().max().unwrap() > ms(15));
+        assert!(*extra.iter().min().unwrap() < ms(5));
+    }
+
+    #[test]
+    fn overtaking_jitter_keeps_its_bound_and_not_the_order() {
+        let (jitter, overtaking) = (ms(20), true);
+        let mut queue = queue(Shape {
+            jitter,
+            overtaking,
+            ..shape()
+        });
+        spread(&mut queue, 5000);
+        let left = left(&mut queue);
+        assert!(left.is_sorted_by_key(|(due, _)| *due));
+        assert!(!left.is_sorted_by_key(|(_, number)| *number));
+        let extra: Vec<Duration> = delays(&left, 10).collect();
+        assert!(extra.iter().all(|extra| *extra <= jitter), "{extra:?}");
+        assert!(*extra.iter().max().unwrap() > ms(19));
+        assert!(*extra.iter().min().unwrap() < ms(1));
+    }
+
+    /// By how much packets that came so many milliseconds apart were later than without jitter.
+    fn delays(left: &[(Duration, u32)], apart_ms: u32) -> impl Iterator<Item = Duration> {
+        // Rounded away: rates are floating point.
+        left.iter().map(move |(due, number)| {
+            let slack = Duration::from_micros(1);
+            (*due - slack).saturating_sub(ms(1 + 50) + ms(1) * apart_ms * *number)
+        })
+    }
+
+    #[test]
+    fn a_shorter_path_lets_no_packet_overtake_those_under_way() {
+        let mut queue = queue(shape());
+        queue.admit(ms(0), packet(0));
+        let rtt = ms(10);
+        queue.reshape(ms(10), Shape { rtt, ..shape() });
+        queue.admit(ms(10), packet(1));
+        queue.admit(ms(60), packet(2));
+        let left = left(&mut queue);
+        near(left[0].0, ms(51));
+        near(left[1].0, ms(51));
+        near(left[2].0, ms(60 + 1 + 5));
+        assert!(left.iter().map(|(_, number)| *number).eq(0..3));
+    }
+
+    #[test]
+    fn what_waits_goes_on_at_the_new_rate() {
+        for (rate, then_ms) in [(0.5e6, 8 * 2), (2e6, 8 / 2)] {
+            let mut queue = queue(shape());
+            for number in 0..10 {
+                queue.admit(ms(0), packet(number));
+            }
+            // Two have gone, eight wait.
+            queue.reshape(ms(2), Shape { rate, ..shape() });
+            let Verdict::Waits(wait) = queue.admit(ms(2), packet(10)) else {
+                panic!("there is room for two");
+            };
+            near(wait, ms(then_ms));
+        }
+    }
+
+    #[test]
+    fn no_shape_is_no_path() {
+        let verdict = Queue::new(1).admit(Duration::ZERO, packet(0));
+        assert!(matches!(verdict, Verdict::Lost));
+    }
+}

@@ -1,6 +1,6 @@
 //! The results as a page of Markdown.
 
-use super::{Arguments, Contender, Figures, OURS, Shared};
+use super::{Arguments, Contender, Figures, OURS, Results, Shared, backups};
 use crate::machine;
 use crate::table::Table;
 use anyhow::Result;
@@ -14,7 +14,8 @@ const INFLATION_MOST: f64 = 0.25;
 
 pub(super) type Row = (String, Vec<(Contender, Figures)>);
 
-pub(super) fn write(rows: &[Row], pairs: &[Shared], arguments: &Arguments) -> Result<String> {
+pub(super) fn write(results: &Results, arguments: &Arguments) -> Result<String> {
+    let rows = results.paths.as_slice();
     let mut page = String::new();
     writeln!(page, "# Long, lossy and shared paths\n")?;
     writeln!(
@@ -64,7 +65,9 @@ pub(super) fn write(rows: &[Row], pairs: &[Shared], arguments: &Arguments) -> Re
          first; shares over the last two thirds. `fair` and `throughput` are what a policy sets.\n",
         arguments.shared_seconds
     )?;
-    writeln!(page, "{}", shares(pairs))?;
+    writeln!(page, "{}", shares(&results.pairs))?;
+    writeln!(page, "{}", whole_backups(&results.whole, arguments))?;
+    writeln!(page, "{}", changed_disk(&results.changed))?;
     let late = rows
         .iter()
         .flat_map(|(_, figures)| figures.iter().map(|(_, f)| f.late))
@@ -148,6 +151,64 @@ fn shares(pairs: &[Shared]) -> Table {
             percent(pair.shares[1]),
             percent(pair.median),
         ]);
+    }
+    table
+}
+
+fn whole_backups(rows: &[backups::Row], arguments: &Arguments) -> String {
+    format!(
+        "## Whole backups\n\nAn image of {} MiB that does not compress, from a host at one end of a path of 200 Mbit/s and 150 ms \
+         to an S3 server (SeaweedFS) at its other end: by `tidegate backup` through a gateway that stands beside the server; by \
+         `tidegate backup` and by `restic backup` straight to the server, without TLS; and as one object by one signed PUT over HTTPS \
+         (`curl`). Settings are the defaults, TCP is CUBIC with windows large enough for the path. From the start of the program to \
+         its end, with everything that it asks first and awaits last. The share of the line is the image's bytes over time and \
+         rate. An upload that was not done after {} s was broken off: its share is of what crossed the path, headers and what was \
+         sent twice among it, so at most that much had arrived.\n\n{}",
+        arguments.backup_mib,
+        arguments.backup_seconds,
+        uploads(rows, true)
+    )
+}
+
+fn changed_disk(rows: &[backups::Row]) -> String {
+    format!(
+        "## A hundredth of a disk changed\n\nThe next backup of a disk of {} GiB, {} GiB of it allocated and nothing in it \
+         compressible, after {} KiB were overwritten in each of {} places: {} MiB, 1 % of the disk. Nobody tracks changes: each \
+         program reads the disk.\n\n{}",
+        backups::DISK_BYTES >> 30,
+        backups::ALLOCATED_BYTES >> 30,
+        backups::CHANGE_BYTES >> 10,
+        backups::CHANGED_PLACES,
+        (backups::CHANGED_PLACES * backups::CHANGE_BYTES) >> 20,
+        uploads(rows, false)
+    )
+}
+
+fn uploads(rows: &[backups::Row], with_share: bool) -> Table {
+    let mut header = vec!["Who, and loss", "seconds", "MiB sent", "MiB received"];
+    if with_share {
+        header.push("of the line");
+    }
+    let mut table = Table::new(&header);
+    for row in rows {
+        let (seconds, share) = (row.upload.took.as_secs_f64(), percent(row.share()));
+        let [sent, received] = row.upload.crossed_bytes;
+        let mut cells = vec![
+            format!("{}, {} %", row.sender.name(), row.loss * 100.0),
+            match row.upload.finished {
+                true => format!("{seconds:.1}"),
+                false => format!("not in {seconds:.0}"),
+            },
+            crate::table::mib(sent),
+            crate::table::mib(received),
+        ];
+        if with_share {
+            cells.push(match row.upload.finished {
+                true => share,
+                false => format!("at most {share}"),
+            });
+        }
+        table.row(cells);
     }
     table
 }
