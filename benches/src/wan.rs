@@ -34,7 +34,7 @@ pub(crate) struct Arguments {
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(11..))]
     seconds: u64,
     /// Length of two flows beside each other; the first third is not counted
-    #[arg(long, default_value_t = 45, value_parser = clap::value_parser!(u64).range(15..))]
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(15..))]
     shared_seconds: u64,
     /// Size of the images of whole backups
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..))]
@@ -437,7 +437,9 @@ fn beside_each_other(arguments: &Arguments, results: &mut Results) -> Result<()>
         for contenders in [
             [OURS, OURS],
             [OURS, Contender::KernelTcp],
+            [Contender::KernelTcp, OURS],
             [OURS_FAIR, Contender::KernelTcp],
+            [Contender::KernelTcp, OURS_FAIR],
             [Contender::KernelTcp, Contender::KernelTcp],
         ] {
             let got = shared(queue_bdp, contenders, arguments)?;

@@ -24,8 +24,7 @@ pub(super) fn write(results: &Results, arguments: &Arguments) -> Result<String> 
          two network namespaces and a relay between them that gives every IP packet rate, queue, delay, loss and jitter. \
          Paths are 200 Mbit/s with a round trip of 150 ms and a queue of 1 × their product, where nothing else is said; \
          loss and jitter are in both directions. All QUIC rows have the same settings but for the controller. \
-         TCP has windows large enough for every path, and no TLS. Where QUIC moves nothing at all once started, its connection \
-         was closed under way, or stands still: quinn gives a connection up when more than 1,024 gaps are open in one stream.\n",
+         TCP has windows large enough for every path, and no TLS.\n",
         arguments.seconds
     )?;
     writeln!(
