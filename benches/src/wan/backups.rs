@@ -79,10 +79,11 @@ fn path(loss: f64) -> Shape {
 /// Whole backups of images that nobody has seen before; each row is handed to `done`.
 pub(super) fn whole(
     programs: Programs,
+    work: &Path,
     arguments: &Arguments,
     mut done: impl FnMut(Row) -> Result<()>,
 ) -> Result<()> {
-    let site = Site::start(programs, arguments.seed)?;
+    let site = Site::start(programs, work, arguments.seed)?;
     let bytes = arguments.backup_mib * MIB;
     let mut images = 0;
     for loss in [0.0, 0.001, 0.01] {
@@ -109,10 +110,11 @@ pub(super) fn whole(
 /// Backups of a disk of which a hundredth has changed since the last one.
 pub(super) fn changed(
     programs: Programs,
+    work: &Path,
     arguments: &Arguments,
     mut done: impl FnMut(Row) -> Result<()>,
 ) -> Result<()> {
-    let site = Site::start(programs, arguments.seed)?;
+    let site = Site::start(programs, work, arguments.seed)?;
     let name = "disk.raw";
     let disk = site.path(name);
     fill(&disk, ALLOCATED_BYTES, DISK_BYTES, arguments.seed)?;
