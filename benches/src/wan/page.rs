@@ -174,12 +174,13 @@ fn changed_disk(rows: &[backups::Row]) -> String {
     format!(
         "## A hundredth of a disk changed\n\nThe next backup of a disk of {} GiB, {} GiB of it allocated and nothing in it \
          compressible, after {} KiB were overwritten in each of {} places: {} MiB, 1 % of the disk. Nobody tracks changes: each \
-         program reads the disk.\n\n{}",
+         program reads the disk. What was not done after {} s was broken off, and finished unmeasured before the next change.\n\n{}",
         backups::DISK_BYTES >> 30,
         backups::ALLOCATED_BYTES >> 30,
         backups::CHANGE_BYTES >> 10,
         backups::CHANGED_PLACES,
         (backups::CHANGED_PLACES * backups::CHANGE_BYTES) >> 20,
+        backups::CHANGED_TIME_MAX.as_secs(),
         uploads(rows, false)
     )
 }
