@@ -372,16 +372,17 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let mut results = Results::default();
     let section = |name: &str| name.contains(&arguments.only);
     if section(WHOLE) || section(CHANGED) {
-        // Better now than after half an hour.
+        // What is missing is better said now than after half an hour.
         Programs::find(arguments.peers.as_deref())?;
     }
     alone_on_paths(arguments, &mut results)?;
     if section("shared") {
         beside_each_other(arguments, &mut results)?;
     }
+    let work = site::work_folder()?;
     if section(WHOLE) {
         let programs = Programs::find(arguments.peers.as_deref())?;
-        backups::whole(programs, arguments, |row| {
+        backups::whole(programs, work.path(), arguments, |row| {
             tell(WHOLE, &row);
             results.whole.push(row);
             publish(&results, arguments)
@@ -389,7 +390,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     }
     if section(CHANGED) {
         let programs = Programs::find(arguments.peers.as_deref())?;
-        backups::changed(programs, arguments, |row| {
+        backups::changed(programs, work.path(), arguments, |row| {
             tell(CHANGED, &row);
             results.changed.push(row);
             publish(&results, arguments)

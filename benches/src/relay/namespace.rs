@@ -76,12 +76,16 @@ fn set_up(address: Ipv4Addr, peer: Ipv4Addr) -> Result<OwnedFd> {
         "10000",
         "up",
     ])?;
-    // What all systems have, whichever this one prefers. Windows of TCP large enough for every path measured here; the kernel's defaults are not.
+    // What most systems prefer, if not this one; as the route's, because only the first namespace may
+    // choose it for all that is in it.
+    ip(&[
+        "route", "replace", &peer, "dev", DEVICE, "src", &address, "congctl", "cubic",
+    ])?;
+    // Windows of TCP large enough for every path measured here; the kernel's defaults are not.
     for (name, value) in [
         ("tcp_rmem", "4096 1048576 134217728"),
         ("tcp_wmem", "4096 1048576 134217728"),
         ("tcp_no_metrics_save", "1"),
-        ("tcp_congestion_control", "cubic"),
     ] {
         std::fs::write(format!("/proc/sys/net/ipv4/{name}"), value)
             .with_context(|| format!("setting {name}"))?;

@@ -159,7 +159,7 @@ fn whole_backups(rows: &[backups::Row], arguments: &Arguments) -> String {
         "## Whole backups\n\nAn image of {} MiB that does not compress, from a host at one end of a path of 200 Mbit/s and 150 ms \
          to an S3 server (SeaweedFS) at its other end: by `tidegate backup` through a gateway that stands beside the server; by \
          `tidegate backup` and by `restic backup` straight to the server, without TLS; and as one object by one signed PUT over HTTPS \
-         (`curl`). Settings are the defaults, TCP is CUBIC with windows large enough for the path. From the start of the program to \
+         (`curl --http1.1`). Settings are the defaults, TCP is CUBIC with windows large enough for the path. From the start of the program to \
          its end, with everything that it asks first and awaits last. The share of the line is the image's bytes over time and \
          rate. An upload that was not done after {} s was broken off: its share is of what crossed the path, headers and what was \
          sent twice among it, so at most that much had arrived.\n\n{}",
@@ -173,12 +173,13 @@ fn changed_disk(rows: &[backups::Row]) -> String {
     format!(
         "## A hundredth of a disk changed\n\nThe next backup of a disk of {} GiB, {} GiB of it allocated and nothing in it \
          compressible, after {} KiB were overwritten in each of {} places: {} MiB, 1 % of the disk. Nobody tracks changes: each \
-         program reads the disk.\n\n{}",
+         program reads the disk. What was not done after {} s was broken off, and finished unmeasured before the next change.\n\n{}",
         backups::DISK_BYTES >> 30,
         backups::ALLOCATED_BYTES >> 30,
         backups::CHANGE_BYTES >> 10,
         backups::CHANGED_PLACES,
         (backups::CHANGED_PLACES * backups::CHANGE_BYTES) >> 20,
+        backups::CHANGED_TIME_MAX.as_secs(),
         uploads(rows, false)
     )
 }

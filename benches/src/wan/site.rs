@@ -1,7 +1,7 @@
 //! Both ends of a path with the real programs: on the left a host, on the right an S3 server and a gateway
 //! beside it.
 //!
-//! Everything lies in a folder that goes with the value. Invariant: no program outlives this one, however
+//! Everything lies in a folder that goes with the value, or when this program is interrupted. Invariant: no program outlives this one, however
 //! it ends: the kernel kills each with the thread that started it.
 
 use super::backups::Sender;
@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
+use tokio::signal::unix::{SignalKind, signal};
 
 const BUCKET: &str = "tidegate";
 const ACCESS_KEY: &str = "bench";
@@ -22,6 +23,41 @@ const HTTPS_PORT: u16 = 8443;
 const PATIENCE: Duration = Duration::from_secs(300);
 /// A hundredth of what is told apart.
 const POLL: Duration = Duration::from_millis(2);
+
+/// A folder for sites, which is gone also when this program is interrupted or told to end.
+pub(super) fn work_folder() -> Result<TempDir> {
+    let work = tempfile::Builder::new().prefix("tidegate-wan-").tempdir()?;
+    let folder = work.path().to_owned();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let told_to_end = {
+        let _inside = runtime.enter();
+        [SignalKind::interrupt(), SignalKind::terminate()].map(signal)
+    };
+    let [interrupt, terminate] = told_to_end;
+    let (mut interrupt, mut terminate) = (interrupt?, terminate?);
+    std::thread::spawn(move || {
+        runtime.block_on(async {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+        });
+        // Programs that still run there make new files meanwhile.
+        for _ in 0..100 {
+            if std::fs::remove_dir_all(&folder).is_ok() || !folder.exists() {
+                break;
+            }
+        }
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the folder is gone, and what else is left goes with the process"
+        )]
+        std::process::exit(130);
+    });
+    Ok(work)
+}
 
 /// What is run.
 pub(super) struct Programs {
@@ -86,8 +122,8 @@ pub(super) struct Site {
 
 impl Site {
     /// With repositories made, the gateway running and the host joined, on a path that is as good as none.
-    pub(super) fn start(programs: Programs, seed: u64) -> Result<Self> {
-        let folder = tempfile::Builder::new().prefix("tidegate-wan-").tempdir()?;
+    pub(super) fn start(programs: Programs, work: &Path, seed: u64) -> Result<Self> {
+        let folder = TempDir::new_in(work)?;
         let relay = Relay::start(vec![(Duration::ZERO, unhindered())], seed)?;
         let mut site = Self {
             programs,
@@ -293,12 +329,13 @@ impl Site {
         command
     }
 
-    /// A file as an object, in one signed request over TLS.
+    /// A file as an object, in one signed request over TLS. Not HTTP/2: servers let no more than about 1 MiB
+    /// be under way in it, whatever the path.
     fn put(&self, file: &str, from: &str) -> Command {
         let mut command = self.command(Path::new("curl"));
         command
             .args(["--silent", "--show-error", "--fail"])
-            .args(["--cacert", "https.crt"])
+            .args(["--http1.1", "--cacert", "https.crt"])
             .args(["--aws-sigv4", "aws:amz:us-east-1:s3"])
             .args(["--user", &format!("{ACCESS_KEY}:{SECRET_KEY}")])
             .args(["--header", "x-amz-content-sha256: UNSIGNED-PAYLOAD"])
