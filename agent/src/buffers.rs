@@ -1,18 +1,36 @@
 //! Memory for megabytes, used again: fresh memory comes from the kernel page by page, each cleared, which
 //! takes longer than to seal or to read what goes there.
 //!
-//! Bounded by what is in flight: a buffer is made only where none is free.
+//! Bounded by what is in flight, a buffer is made only where none is free; or by what is kept.
 
 use bytes::Bytes;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Buffers of one user; clones are the same ones.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(crate) struct Buffers {
     free: Arc<Mutex<Vec<Vec<u8>>>>,
+    free_max: usize,
+    bytes_max: usize,
+}
+
+impl Default for Buffers {
+    fn default() -> Self {
+        Self::keeping(usize::MAX, usize::MAX)
+    }
 }
 
 impl Buffers {
+    /// Keeps at most so many free ones, of at most so many bytes each: for those who do not know what is in
+    /// flight at most.
+    pub(crate) fn keeping(free_max: usize, bytes_max: usize) -> Self {
+        Self {
+            free: Arc::default(),
+            free_max,
+            bytes_max,
+        }
+    }
+
     /// A free buffer with what it held last, or a fresh one with room for `capacity_bytes`.
     pub(crate) fn take(&self, capacity_bytes: usize) -> Vec<u8> {
         let free = self
@@ -45,11 +63,11 @@ impl AsRef<[u8]> for Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        self.home
-            .free
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(std::mem::take(&mut self.bytes));
+        let home = &self.home;
+        let mut free = home.free.lock().unwrap_or_else(PoisonError::into_inner);
+        if free.len() < home.free_max && self.bytes.capacity() <= home.bytes_max {
+            free.push(std::mem::take(&mut self.bytes));
+        }
     }
 }
 
@@ -72,5 +90,17 @@ mod tests {
         drop(slice);
         let again = buffers.take(100);
         assert_eq!((again.as_ptr(), again.capacity() >= 100), (place, true));
+    }
+
+    #[test]
+    fn no_more_is_kept_than_was_said() {
+        let buffers = Buffers::keeping(2, 100);
+        let shared: Vec<_> = [50, 101, 60, 70]
+            .map(|bytes| buffers.share(Vec::with_capacity(bytes)))
+            .into();
+        drop(shared);
+        let free = buffers.free.lock().unwrap();
+        let kept: Vec<_> = free.iter().map(Vec::capacity).collect();
+        assert_eq!(kept, [50, 60]);
     }
 }

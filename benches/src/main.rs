@@ -9,6 +9,7 @@
 mod chunking;
 mod compression;
 mod image;
+mod link;
 mod machine;
 mod relay;
 mod speed;
@@ -32,8 +33,13 @@ enum Bench {
     Compression(compression::Arguments),
     /// Backups and restores of real images, beside peers and limits
     Speed(speed::Arguments),
+    /// The link on one machine, beside bare QUIC and backups that need none
+    Link(link::Arguments),
     /// The link over long, lossy and shared paths, beside other congestion controls (root)
     Wan(wan::Arguments),
+    /// Receives what `link` sends over bare QUIC (its child)
+    #[command(hide = true)]
+    BareReceiver(link::bare::ReceiverArguments),
     /// Reads and hashes an image (a child of `speed`)
     #[command(hide = true)]
     LimitHash(speed::limit::HashArguments),
@@ -47,7 +53,9 @@ fn main() -> anyhow::Result<()> {
         Bench::Chunking(arguments) => chunking::run(&arguments),
         Bench::Compression(arguments) => compression::run(&arguments),
         Bench::Speed(arguments) => speed::run(&arguments),
+        Bench::Link(arguments) => link::run(&arguments),
         Bench::Wan(arguments) => wan::run(&arguments),
+        Bench::BareReceiver(arguments) => link::bare::receive(&arguments),
         Bench::LimitHash(arguments) => speed::limit::hash(&arguments),
         Bench::LimitCopy(arguments) => speed::limit::copy(&arguments),
     }

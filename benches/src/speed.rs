@@ -11,7 +11,7 @@
 //! alike: disks of test machines say little about disks of hypervisor hosts, and what is compared is the
 //! software.
 
-mod child;
+pub(crate) mod child;
 mod contender;
 pub(crate) mod limit;
 mod machine;

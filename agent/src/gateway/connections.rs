@@ -8,6 +8,7 @@ use super::requests::{self, Refusal};
 use super::room::{self, IDLE_WINDOW_BYTES, Room};
 use super::served::Served;
 use super::{Authority, Limits, metrics};
+use crate::buffers::Buffers;
 use crate::clock;
 use crate::error::{Error, Kind as ErrorKind, Result};
 use crate::gateway::authority::{Refused, Standing};
@@ -52,6 +53,8 @@ pub(super) struct Shared {
     pub(super) room_in: Room,
     /// For what is read for them.
     pub(super) room_out: Room,
+    /// Memory of large bodies, used again: some of what there is room for.
+    pub(super) bodies: Buffers,
     started: Instant,
     leaving: CancellationToken,
     tasks: TaskTracker,
@@ -84,6 +87,7 @@ impl Shared {
             repositories,
             room_in: Room::new(limits.memory_bytes / 2),
             room_out: Room::new(limits.memory_bytes / 4),
+            bodies: room::bodies(limits.memory_bytes / 2),
             limits,
             started: Instant::now(),
             leaving: CancellationToken::new(),

@@ -13,7 +13,7 @@ use crate::link::LinkError;
 use crate::link::frames::{Receiving, Sending};
 use crate::repository::log::Foreign;
 use crate::store::{Created, Store};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,6 +49,20 @@ pub(super) enum Refusal {
     Status(Status, String, Duration),
     /// There is nobody to answer.
     Gone(LinkError),
+}
+
+/// Bodies that are longer than this lie in memory that is used again.
+const POOLED_BYTES_MIN: usize = 1 << 20;
+
+/// What of a body is hashed at once: a power of two, so that the hash runs at its full width.
+const HASHED_BYTES: usize = 256 << 10;
+
+/// What a host has sent.
+struct Body {
+    bytes: Bytes,
+    /// BLAKE3 of them all.
+    hash: [u8; 32],
+    _room: Taken,
 }
 
 type Answered = Result<(), Refusal>;
@@ -204,13 +218,13 @@ impl Request<'_> {
                 ),
             );
         }
-        let (body, _room) = self.body(request.length).await?;
-        let named = match object {
-            Object::Pack(id) => (PackId::of(&body) == id).then_some(()),
-            Object::Segment(id) => (SegmentId::of(&body) == id).then_some(()),
-            _ => Some(()),
+        let body = self.body(request.length).await?;
+        let is_named_so = match object {
+            Object::Pack(id) => PackId(body.hash) == id,
+            Object::Segment(id) => SegmentId(body.hash) == id,
+            _ => true,
         };
-        if named.is_none() {
+        if !is_named_so {
             return refuse(
                 Status::Hash,
                 format!(
@@ -219,7 +233,7 @@ impl Request<'_> {
                 ),
             );
         }
-        match self.store().create(&request.key, body).await? {
+        match self.store().create(&request.key, body.bytes).await? {
             Created::New => self.say(&Nothing {}).await,
             Created::Exists => refuse(Status::Exists, format!("{} is there", request.key)),
         }
@@ -318,11 +332,13 @@ impl Request<'_> {
     async fn append(&mut self) -> Answered {
         let request: AppendRequest = self.message().await?;
         self.check(Kind::Append, Some(Object::Record(request.number)))?;
-        let (body, _room) = self.body(request.length.into()).await?;
+        let body = self.body(request.length.into()).await?;
         let repository = self.served().repository().await?;
         let rights = self.guest.rights;
         let may = |kind| rules::check_record(rights, kind);
-        let appended = repository.append_foreign(request.number, body, may).await;
+        let appended = repository
+            .append_foreign(request.number, body.bytes, may)
+            .await;
         let number = request.number;
         match appended? {
             Foreign::Appended => {
@@ -461,9 +477,8 @@ impl Request<'_> {
         Ok(message)
     }
 
-    /// The request's body, of the length that its message announced, and the room that it takes: it is
-    /// asked for when there is some.
-    async fn body(&mut self, length: u64) -> Result<(Bytes, Taken), Refusal> {
+    /// The request's body, of the length that its message announced: asked for when there is room for it.
+    async fn body(&mut self, length: u64) -> Result<Body, Refusal> {
         let room = self.shared.room_in.take(length).await;
         let ready = encode_answer(Status::Ready, &Nothing {}).map_err(own)?;
         self.send(ready.into()).await?;
@@ -471,12 +486,25 @@ impl Request<'_> {
         let deadline = Instant::now() + BODY_TIMEOUT + allowance;
         let length = usize::try_from(length).unwrap_or(usize::MAX);
         self.receiving.take_early(length);
-        let mut body = BytesMut::with_capacity(length);
+        let mut body = match length > POOLED_BYTES_MIN {
+            true => self.shared.bodies.take(length),
+            false => Vec::new(),
+        };
+        body.clear();
+        body.reserve_exact(length);
+        // Hashed as it comes, while it is in the CPU's cache, a moment at a time.
+        let (mut hasher, mut hashed) = (blake3::Hasher::new(), 0);
         while body.len() < length {
             let still = deadline.min(Instant::now() + BODY_TIMEOUT);
             let next = timeout_at(still, self.receiving.next(length - body.len())).await;
             match next.map_err(|_| too_slow(BODY_TIMEOUT))?? {
-                Some(bytes) => body.extend_from_slice(&bytes),
+                Some(bytes) => {
+                    body.extend_from_slice(&bytes);
+                    while let Some(step) = body.get(hashed..hashed + HASHED_BYTES) {
+                        hasher.update(step);
+                        hashed += HASHED_BYTES;
+                    }
+                }
                 None => {
                     return Err(
                         crate::link::frames::cut_off(length as u64, body.len() as u64).into(),
@@ -488,7 +516,16 @@ impl Request<'_> {
             Ok(ended) => ended?,
             Err(_) => return Err(too_slow(BODY_TIMEOUT)),
         }
-        Ok((body.freeze(), room))
+        hasher.update(body.get(hashed..).unwrap_or_default());
+        let bytes = match length > POOLED_BYTES_MIN {
+            true => self.shared.bodies.share(body),
+            false => body.into(),
+        };
+        Ok(Body {
+            bytes,
+            hash: *hasher.finalize().as_bytes(),
+            _room: room,
+        })
     }
 
     /// Begins the answer: `ok`, and its message.

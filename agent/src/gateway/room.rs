@@ -4,6 +4,7 @@
 //! memory is bounded whatever the number of hosts, and no host is told to come back for being one of many.
 //! Those who wait are served in turn. What restores read has room of its own: they never wait for a backup.
 
+use crate::buffers::Buffers;
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -46,6 +47,16 @@ impl Room {
         u64::from(self.units_max).saturating_sub(free) * UNIT_BYTES
     }
 }
+
+/// Buffers for large bodies, where there is room for `bytes`: of packs of the default size as many as one
+/// host has under way.
+pub(super) fn bodies(bytes: u64) -> Buffers {
+    let packs = usize::try_from(bytes / PACK_BYTES as u64).unwrap_or(usize::MAX);
+    Buffers::keeping(packs.min(4), PACK_BYTES + PACK_BYTES / 8)
+}
+
+/// A pack of the default size.
+const PACK_BYTES: usize = 32 << 20;
 
 /// How much each connection may have sent that nobody has read yet, where `active` of them share
 /// `budget_bytes`. Idle ones get [`IDLE_WINDOW_BYTES`]: enough for a request, and for the start of a body

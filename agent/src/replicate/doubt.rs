@@ -48,6 +48,8 @@ pub(super) struct Doubts {
     stop: CancellationToken,
     open: Batch,
     asked: VecDeque<Asked>,
+    /// Batches to be filled again: fresh memory has to be cleared first, page by page.
+    spare: Vec<Batch>,
 }
 
 impl Doubts {
@@ -63,6 +65,7 @@ impl Doubts {
             stop: stop.clone(),
             open: Batch::default(),
             asked: VecDeque::new(),
+            spare: Vec::new(),
         })
     }
 
@@ -91,11 +94,20 @@ impl Doubts {
         self.next()
     }
 
+    /// What was answered has been dealt with: its memory is used again.
+    pub(super) fn done(&mut self, answered: Answered) {
+        let mut batch = answered.batch;
+        batch.bytes.clear();
+        batch.items.clear();
+        self.spare.push(batch);
+    }
+
     fn ask(&mut self) {
         if self.open.items.is_empty() {
             return;
         }
-        let batch = std::mem::take(&mut self.open);
+        let open = self.spare.pop().unwrap_or_default();
+        let batch = std::mem::replace(&mut self.open, open);
         let chunks: Vec<ChunkId> = batch.items.iter().map(|(chunk, _)| *chunk).collect();
         let store = self.repository.store().clone();
         let answer = self

@@ -364,7 +364,7 @@ impl<'a> Worker<'a> {
                 Some(doubts) => {
                     doubts.add(chunk, bytes);
                     while let Some(answered) = self.next_ready()? {
-                        self.take(&answered)?;
+                        self.take(answered)?;
                     }
                 }
             }
@@ -385,13 +385,13 @@ impl<'a> Worker<'a> {
             && let Some(doubts) = &mut self.doubts
             && let Some(answered) = doubts.next_at_the_end()?
         {
-            self.take(&answered)?;
+            self.take(answered)?;
         }
         Ok(())
     }
 
     /// Stores what the gateway does not know, and enters what it knows.
-    fn take(&mut self, answered: &Answered) -> Result<()> {
+    fn take(&mut self, answered: Answered) -> Result<()> {
         let mut told = Vec::new();
         for (chunk, bytes, place) in answered.chunks() {
             match place {
@@ -403,6 +403,9 @@ impl<'a> Worker<'a> {
         // From here on the index knows them.
         for (chunk, _) in &told {
             self.shared.claims.release(chunk);
+        }
+        if let Some(doubts) = &mut self.doubts {
+            doubts.done(answered);
         }
         Ok(())
     }

@@ -8,17 +8,17 @@ use std::time::{Duration, Instant};
 
 /// What one process, with those it waited for, used.
 #[derive(Clone, Copy)]
-pub(super) struct Cost {
-    pub(super) wall: Duration,
+pub(crate) struct Cost {
+    pub(crate) wall: Duration,
     /// User and system.
-    pub(super) cpu: Duration,
+    pub(crate) cpu: Duration,
     /// The largest resident set it ever had.
-    pub(super) rss_bytes_peak: u64,
+    pub(crate) rss_bytes_peak: u64,
 }
 
 /// Runs `command` to its end; fails, with what it said on stderr, unless it succeeds. Returns its
 /// cost and its stdout.
-pub(super) fn run(mut command: Command) -> Result<(Cost, String)> {
+pub(crate) fn run(mut command: Command) -> Result<(Cost, String)> {
     // Files, not pipes: nobody has to read along.
     let mut stdout = tempfile::tempfile()?;
     let mut stderr = tempfile::tempfile()?;
@@ -40,7 +40,7 @@ pub(super) fn run(mut command: Command) -> Result<(Cost, String)> {
     }
     let cost = Cost {
         wall,
-        cpu: duration(usage.ru_utime) + duration(usage.ru_stime),
+        cpu: cpu(&usage),
         // Linux counts in KiB.
         rss_bytes_peak: u64::try_from(usage.ru_maxrss).unwrap_or(0) << 10,
     };
@@ -55,7 +55,7 @@ fn text(file: &mut File) -> Result<String> {
 }
 
 /// Waits for a child of ours; the standard library does not tell what it used.
-fn wait4(pid: u32) -> Result<(i32, libc::rusage)> {
+pub(crate) fn wait4(pid: u32) -> Result<(i32, libc::rusage)> {
     let pid = libc::pid_t::try_from(pid)?;
     let mut status = 0;
     let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
@@ -71,6 +71,11 @@ fn wait4(pid: u32) -> Result<(i32, libc::rusage)> {
             return Err(error).context("wait for a child");
         }
     }
+}
+
+/// User and system time.
+pub(crate) fn cpu(usage: &libc::rusage) -> Duration {
+    duration(usage.ru_utime) + duration(usage.ru_stime)
 }
 
 fn duration(time: libc::timeval) -> Duration {
