@@ -1,7 +1,7 @@
 //! What the link costs where the line costs nothing: on the loopback of one machine.
 //!
-//! Incompressible packs are sent over bare quinn into nothing, and put through the link into a real
-//! gateway; a real image is backed up straight into a folder, and through a gateway into one. Repositories
+//! Incompressible packs are sent over bare quinn into nothing, as quinn and as the link would, and put through
+//! the link into a real gateway; a real image is backed up straight into a folder, and through a gateway into one. Repositories
 //! lie in memory, so that no disk is measured, and are new for every run. Runs are repeated, so a
 //! busy minute of the machine hits all alike; medians are shown.
 //!
@@ -57,6 +57,8 @@ pub(crate) struct Arguments {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Figure {
     Bare,
+    /// Bare QUIC with the link's settings.
+    BareAsLink,
     Link,
     BackupDirect,
     BackupThrough,
@@ -85,7 +87,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let mut samples = Vec::new();
     for run in 1..=arguments.runs {
         for (figure, taken) in [
-            (Figure::Bare, bare::send(&bench)),
+            (Figure::Bare, bare::send(&bench, false)),
+            (Figure::BareAsLink, bare::send(&bench, true)),
             (Figure::Link, put(&bench)),
             (Figure::BackupDirect, back_up(&bench, false)),
             (Figure::BackupThrough, back_up(&bench, true)),

@@ -165,16 +165,15 @@ impl Receiving {
             self.position += bytes.as_ref().map_or(0, Bytes::len) as u64;
             return Ok(bytes);
         };
-        loop {
-            if let Some(bytes) = early.next(bytes_max) {
-                return Ok(Some(bytes));
-            }
+        let mut next = early.next(bytes_max);
+        while next.is_none() {
             let read = self.stream.read_chunk(READ_BYTES_MAX, false);
-            match read.await.map_err(read_error)? {
-                Some(chunk) => early.insert(chunk.offset, chunk.bytes)?,
-                None => return Ok(None),
-            }
+            let Some(chunk) = read.await.map_err(read_error)? else {
+                return Ok(None);
+            };
+            next = early.pass(chunk.offset, chunk.bytes, bytes_max)?;
         }
+        Ok(next)
     }
 
     /// Nothing may follow.

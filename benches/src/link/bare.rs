@@ -1,19 +1,21 @@
-//! The same bytes over bare quinn with its own settings, from this process to another that forgets them:
-//! what QUIC itself does on this machine.
+//! The same bytes over bare QUIC, from this process to another that forgets them: with quinn's own settings,
+//! which is what QUIC does on this machine, and with the link's.
 
 use super::{Bench, Sample, UNDER_WAY, timed};
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use futures::future::try_join_all;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::{ClientConfig, Connection, Endpoint, ServerConfig};
+use quinn::{ClientConfig, Connection, Endpoint, EndpointConfig, ServerConfig, TokioRuntime};
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use std::io::{BufRead, BufReader};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Instant;
+use tidegate_agent::link::congestion::Congestion;
+use tidegate_agent::link::transport::{bind, transport_config};
 
 const NAME: &str = "receiver";
 const READ_BYTES_MAX: usize = 256 << 10;
@@ -22,10 +24,13 @@ const READ_BYTES_MAX: usize = 256 << 10;
 pub(crate) struct ReceiverArguments {
     /// The folder with its certificate and key
     identity: PathBuf,
+    /// With the link's settings
+    #[arg(long)]
+    as_link: bool,
 }
 
 /// Sends all packs on a few streams, and waits until the other end has read each of them.
-pub(super) fn send(bench: &Bench) -> Result<Sample> {
+pub(super) fn send(bench: &Bench, as_link: bool) -> Result<Sample> {
     let folder = tempfile::tempdir_in(bench.work.path())?;
     let identity = rcgen::generate_simple_self_signed([NAME.to_owned()])?;
     let certificate = identity.cert.der().clone();
@@ -35,6 +40,7 @@ pub(super) fn send(bench: &Bench) -> Result<Sample> {
     let mut receiver = Command::new(std::env::current_exe()?)
         .arg("bare-receiver")
         .arg(folder.path())
+        .args(as_link.then_some("--as-link"))
         .stdout(Stdio::piped())
         .spawn()?;
     let mut said = String::new();
@@ -48,8 +54,12 @@ pub(super) fn send(bench: &Bench) -> Result<Sample> {
         })
         .collect();
     let (sample, ()) = timed(bench, async {
-        let mut endpoint = Endpoint::client((Ipv4Addr::UNSPECIFIED, 0).into())?;
-        endpoint.set_default_client_config(client(certificate)?);
+        let mut config = client(certificate)?;
+        if as_link {
+            config.transport_config(Arc::new(transport_config(Congestion::Throughput)));
+        }
+        let mut endpoint = endpoint((Ipv4Addr::UNSPECIFIED, 0).into(), None, as_link)?;
+        endpoint.set_default_client_config(config);
         let connection = endpoint.connect(to, NAME)?.await?;
         let begin = Instant::now();
         try_join_all(streams.into_iter().map(|packs| upload(&connection, packs))).await?;
@@ -84,18 +94,38 @@ pub(crate) fn receive(arguments: &ReceiverArguments) -> Result<()> {
         .build()?
         .block_on(async {
             let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-            let endpoint = Endpoint::server(server(&arguments.identity)?, address)?;
+            let as_link = arguments.as_link;
+            let mut config = server(&arguments.identity)?;
+            if as_link {
+                config.transport_config(Arc::new(transport_config(Congestion::Throughput)));
+            }
+            let endpoint = endpoint(address, Some(config), as_link)?;
             println!("{}", endpoint.local_addr()?);
             let connection = endpoint.accept().await.context("no connection")?.await?;
             // It ends when the sender has what it wanted.
             while let Ok((mut sending, mut receiving)) = connection.accept_bi().await {
                 tokio::spawn(async move {
-                    while let Ok(Some(_)) = receiving.read_chunk(READ_BYTES_MAX, true).await {}
+                    while let Ok(Some(_)) = receiving.read_chunk(READ_BYTES_MAX, !as_link).await {}
                     let _ = sending.finish();
                 });
             }
             Ok(())
         })
+}
+
+/// With a socket as quinn or as the link makes it.
+fn endpoint(address: SocketAddr, server: Option<ServerConfig>, as_link: bool) -> Result<Endpoint> {
+    let socket = match as_link {
+        true => bind(address)?,
+        false => UdpSocket::bind(address)?,
+    };
+    let runtime = Arc::new(TokioRuntime);
+    Ok(Endpoint::new(
+        EndpointConfig::default(),
+        server,
+        socket,
+        runtime,
+    )?)
 }
 
 fn server(identity: &Path) -> Result<ServerConfig> {

@@ -40,7 +40,7 @@ impl Early {
     ///
     /// # Errors
     /// [`LinkError::Malformed`] where there is more than may wait, or it is cut too small.
-    pub(super) fn insert(&mut self, offset: u64, piece: Bytes) -> Result<(), LinkError> {
+    fn insert(&mut self, offset: u64, piece: Bytes) -> Result<(), LinkError> {
         self.bytes += piece.len();
         let piece = match offset == self.position {
             true => piece,
@@ -59,6 +59,24 @@ impl Early {
             )));
         }
         Ok(())
+    }
+
+    /// A piece has arrived: it is given back where it is what the reader waits for.
+    ///
+    /// # Errors
+    /// As [`Self::insert`].
+    pub(super) fn pass(
+        &mut self,
+        offset: u64,
+        piece: Bytes,
+        bytes_max: usize,
+    ) -> Result<Option<Bytes>, LinkError> {
+        if self.pieces.is_empty() && offset == self.position && piece.len() <= bytes_max {
+            self.position += piece.len() as u64;
+            return Ok(Some(piece));
+        }
+        self.insert(offset, piece)?;
+        Ok(self.next(bytes_max))
     }
 
     /// What is next, at most so many bytes of it, where it is there.
@@ -103,6 +121,26 @@ mod tests {
         assert_eq!(early.next(100), Some(bytes(20..30)));
         assert_eq!(early.next(100), Some(bytes(30..40)));
         assert_eq!((early.bytes, early.pieces.len()), (0, 0));
+        // In order, and then too much of it, and then after a gap.
+        assert_eq!(
+            early.pass(140, bytes(40..50), 10).unwrap(),
+            Some(bytes(40..50))
+        );
+        assert_eq!(
+            early.pass(150, bytes(50..60), 4).unwrap(),
+            Some(bytes(50..54))
+        );
+        assert_eq!(
+            early.pass(160, bytes(60..70), 10).unwrap(),
+            Some(bytes(54..60))
+        );
+        assert_eq!(early.next(100), Some(bytes(60..70)));
+        assert_eq!(early.pass(180, bytes(80..90), 100).unwrap(), None);
+        assert_eq!(
+            early.pass(170, bytes(70..80), 100).unwrap(),
+            Some(bytes(70..80))
+        );
+        assert_eq!(early.next(100), Some(bytes(80..90)));
     }
 
     #[test]
