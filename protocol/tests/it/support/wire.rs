@@ -136,6 +136,7 @@ pub(crate) fn frames() -> Vec<Frame> {
                 length: 32 << 20,
             },
         ),
+        answer("ready", Status::Ready, &Nothing {}),
         answer("put-answer", Status::Exists, &Nothing {}),
         request(
             "get-request",
