@@ -205,13 +205,13 @@ async fn floods_of_connections_leave_room_for_hosts() {
         .gateway_with(|config| config.limits.connections_max = 40)
         .await;
     let identity = site.host("hv1", &[Right::Backup], &gateway).await;
-    // First packets of hundreds of handshakes that are never finished.
+    // First packets of thousands of handshakes that are never finished.
     let mut half = Vec::new();
     for _ in 0..8 {
         let mut endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
         let tls = quinn::crypto::rustls::QuicClientConfig::try_from(config_of(&identity)).unwrap();
         endpoint.set_default_client_config(quinn::ClientConfig::new(Arc::new(tls)));
-        for _ in 0..100 {
+        for _ in 0..400 {
             let name = tidegate_protocol::enrolment::GATEWAY_NAME;
             let connecting = endpoint.connect(gateway.address, name).unwrap();
             drop(connecting);
