@@ -371,33 +371,44 @@ struct Results {
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let mut results = Results::default();
     let section = |name: &str| name.contains(&arguments.only);
-    if section(WHOLE) || section(CHANGED) {
-        // What is missing is better said now than after half an hour.
-        Programs::find(arguments.peers.as_deref())?;
-    }
+    // What is missing is better said now than after half an hour.
+    let programs = match section(WHOLE) || section(CHANGED) {
+        true => Some(Programs::find(arguments.peers.as_deref())?),
+        false => None,
+    };
     alone_on_paths(arguments, &mut results)?;
     if section("shared") {
         beside_each_other(arguments, &mut results)?;
     }
-    let work = site::work_folder()?;
-    if section(WHOLE) {
-        let programs = Programs::find(arguments.peers.as_deref())?;
-        backups::whole(programs, work.path(), arguments, |row| {
-            tell(WHOLE, &row);
-            results.whole.push(row);
-            publish(&results, arguments)
-        })?;
-    }
-    if section(CHANGED) {
-        let programs = Programs::find(arguments.peers.as_deref())?;
-        backups::changed(programs, work.path(), arguments, |row| {
-            tell(CHANGED, &row);
-            results.changed.push(row);
-            publish(&results, arguments)
-        })?;
+    if let Some(programs) = &programs {
+        backups_on_paths(programs, arguments, &mut results)?;
     }
     publish(&results, arguments)?;
     println!("{}", arguments.out.display());
+    Ok(())
+}
+
+fn backups_on_paths(
+    programs: &Programs,
+    arguments: &Arguments,
+    results: &mut Results,
+) -> Result<()> {
+    let section = |name: &str| name.contains(&arguments.only);
+    let work = site::work_folder()?;
+    if section(WHOLE) {
+        backups::whole(programs.clone(), work.path(), arguments, |row| {
+            tell(WHOLE, &row);
+            results.whole.push(row);
+            publish(results, arguments)
+        })?;
+    }
+    if section(CHANGED) {
+        backups::changed(programs.clone(), work.path(), arguments, |row| {
+            tell(CHANGED, &row);
+            results.changed.push(row);
+            publish(results, arguments)
+        })?;
+    }
     Ok(())
 }
 

@@ -1,8 +1,8 @@
 //! Both ends of a path with the real programs: on the left a host, on the right an S3 server and a gateway
 //! beside it.
 //!
-//! Everything lies in a folder that goes with the value, or when this program is interrupted. Invariant: no program outlives this one, however
-//! it ends: the kernel kills each with the thread that started it.
+//! Everything lies in a folder that goes with the value, or when this program is interrupted. Invariant: no
+//! program outlives this one, however it ends: the kernel kills each with the thread that started it.
 
 use super::backups::Sender;
 use crate::relay::{Namespace, RIGHT, Relay, Shape};
@@ -60,6 +60,7 @@ pub(super) fn work_folder() -> Result<TempDir> {
 }
 
 /// What is run.
+#[derive(Clone)]
 pub(super) struct Programs {
     tidegate: PathBuf,
     tidegated: PathBuf,
