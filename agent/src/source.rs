@@ -1,4 +1,4 @@
-//! Disks to read: what the way out takes its bytes from.
+//! Disks to read: what the way out takes its bytes from, and what is known of changes to them.
 
 mod nbd;
 pub(crate) mod open;
@@ -10,6 +10,7 @@ pub use raw::RawSource;
 
 use crate::error::Result;
 use std::ops::Range;
+use tidegate_protocol::ids::PointId;
 
 /// A disk frozen at one moment. Shared by the reading threads, each of which opens its own reader.
 pub trait Source: Send + Sync {
@@ -21,6 +22,22 @@ pub trait Source: Send + Sync {
 
     /// Opens a reader for one thread.
     fn reader(&self) -> Result<Box<dyn SourceReader>>;
+
+    /// What is known of changes; see [`SourceReader::changes`].
+    fn tracking(&self) -> Tracking {
+        Tracking::Untracked
+    }
+}
+
+/// What a source knows of what was written to the disk before the moment that it shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Tracking {
+    /// Nothing.
+    Untracked,
+    /// Everything since this recovery point.
+    Since(PointId),
+    /// Nothing that can be relied on, though it was to be known; why.
+    Lost(String),
 }
 
 /// One thread's view of a [`Source`]. Blocking; never called on a runtime thread.
@@ -28,6 +45,17 @@ pub trait SourceReader: Send {
     /// The extents inside `range` that may hold data, sorted, disjoint, not empty, clipped to
     /// `range`. What lies between them reads as zeros. May name data that turns out to be zero.
     fn allocation(&mut self, range: Range<u64>) -> Result<Vec<Range<u64>>>;
+
+    /// The extents inside `range` that may differ from the point that [`Source::tracking`] names,
+    /// sorted, disjoint, not empty, clipped to `range`. What lies between them does not differ. Where
+    /// nothing is known, the whole range may.
+    fn changes(&mut self, range: Range<u64>) -> Result<Vec<Range<u64>>> {
+        Ok(if range.is_empty() {
+            Vec::new()
+        } else {
+            vec![range]
+        })
+    }
 
     /// Says that `range` will be read soon, front to back. A hint: it may do nothing.
     fn prefetch(&mut self, range: Range<u64>);
