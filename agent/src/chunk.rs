@@ -32,6 +32,7 @@ mod cutter;
 pub mod partition;
 mod span;
 
+pub(crate) use block::is_zero;
 pub use cutter::{Cutter, Piece};
 pub use partition::Region;
 pub use span::{allocated_runs, cut_ranges};

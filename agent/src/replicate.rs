@@ -7,6 +7,9 @@
 //!                                                                  commit ◄─────────┘
 //! ```
 //!
+//! A source that knows what was written since the parent point is read only there; what comes of it is
+//! laid over the parent's trees, or, where it is much, written into them ([`way`], [`lay`]).
+//!
 //! Every stage is bounded and pushes back on the one before it; memory does not grow with the disk.
 //! The point becomes visible by one log record at the very end. Before that record is appended it is
 //! decided anew whether every pack that the point needs is still there: a pack that was swept
@@ -17,8 +20,10 @@ mod claims;
 mod doubt;
 mod draft;
 mod images;
+mod lay;
 mod mend;
 mod publish;
+mod way;
 mod worker;
 
 pub use images::{host_name, name_of, open_images};
@@ -44,11 +49,14 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 use tidegate_protocol::ids::{PackId, PointId, RunId};
-use tidegate_protocol::limits::{DISK_BYTES_MAX, DISKS_MAX, NAME_BYTES_MAX, PACK_BYTES_MAX};
+use tidegate_protocol::limits::{
+    DELTA_EXTENTS_MAX, DISK_BYTES_MAX, DISKS_MAX, NAME_BYTES_MAX, PACK_BYTES_MAX,
+};
 use tidegate_protocol::page;
 use tidegate_protocol::record::{self, Body, Consistency, PointCommitted, StoredPageRef};
 use tidegate_protocol::segment::Segment;
 use tokio_util::sync::CancellationToken;
+use way::Way;
 use worker::{Disk, Finished, Idle, Made, Parent, Shared, Worker};
 
 /// Frames and spans on their way to the assembling thread.
@@ -64,6 +72,9 @@ const LISTING_AGE_MAX: Duration = Duration::from_secs(20 * 60 * 60);
 /// Largest size at which a pack may count as full: the last frame and the footer come on top.
 const PACK_BYTES_FULL_MAX: u32 = PACK_BYTES_MAX / 2;
 
+/// Eight full delta pages.
+const LAID_EXTENTS_MAX: u64 = 8 * DELTA_EXTENTS_MAX as u64;
+
 /// A machine to back up.
 pub struct BackupRequest {
     /// The machine, as the operator names it.
@@ -72,10 +83,34 @@ pub struct BackupRequest {
     pub disks: Vec<DiskToBackUp>,
     /// This host's name.
     pub host: String,
+    /// The moment that the disks show; none where they are not in use, and it is now.
+    pub moment: Option<Moment>,
     /// Find out what would be stored, and store nothing.
     pub dry_run: bool,
     /// How to go about it.
     pub settings: BackupSettings,
+}
+
+/// What is known of the moment that a machine's disks show, before they are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moment {
+    /// The recovery point that it will be: whoever tracks changes names them by it beforehand.
+    pub point: PointId,
+    /// Unix time in nanoseconds.
+    pub taken_unix_ns: u64,
+    /// What the disks are worth to the software on them.
+    pub consistency: Consistency,
+}
+
+impl Moment {
+    /// This one, of disks that are not in use.
+    pub fn now() -> Result<Self> {
+        Ok(Self {
+            point: PointId(clock::random()?),
+            taken_unix_ns: clock::now_unix_ns(),
+            consistency: Consistency::Offline,
+        })
+    }
 }
 
 /// A disk to back up.
@@ -100,6 +135,9 @@ pub struct BackupSettings {
     pub pack_bytes: u32,
     /// Packs uploaded at the same time; each takes its size in memory.
     pub uploads_in_flight: usize,
+    /// Extents laid over a disk's tree beyond which the tree is written again, at most and by default
+    /// 131,072: some 15 MB in the memory of whoever reads it.
+    pub laid_extents_max: u64,
     /// How old this machine's last listing of the store's packs may be; where it is older, a backup
     /// begins with one, which is a request for each thousand packs, and stores anew what is gone.
     pub listing_age_max: Duration,
@@ -114,6 +152,7 @@ impl Default for BackupSettings {
             compression_level: 1,
             pack_bytes: 32 << 20,
             uploads_in_flight: 3,
+            laid_extents_max: LAID_EXTENTS_MAX,
             listing_age_max: LISTING_AGE_MAX,
             pacer: None,
         }
@@ -160,6 +199,19 @@ pub struct BackupSummary {
     pub mode: Mode,
     /// Why that mode, and how changes were found.
     pub reason: String,
+    /// How changes of each disk were found.
+    pub tracking: Vec<DiskTracking>,
+}
+
+/// How changes of a disk were found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DiskTracking {
+    /// The disk.
+    pub disk: String,
+    /// True where only what its source named was read.
+    pub tracked: bool,
+    /// For people: by what, or why not.
+    pub reason: String,
 }
 
 /// What the cutting threads count.
@@ -202,7 +254,10 @@ async fn passes(
 ) -> Result<BackupSummary> {
     let started = std::time::Instant::now();
     let requests_before = repository.store().requests().total();
-    let taken_unix_ns = clock::now_unix_ns();
+    let moment = match request.moment {
+        Some(moment) => moment,
+        None => Moment::now()?,
+    };
     let virtual_bytes: u64 = request
         .disks
         .iter()
@@ -223,7 +278,7 @@ async fn passes(
     let mut passes = 0;
     loop {
         passes += 1;
-        let parent = repository.points(Some(&request.machine))?.pop();
+        let parent = parent(repository, request)?;
         let outcome = run(
             repository,
             request,
@@ -258,23 +313,30 @@ async fn passes(
                 None => Mode::Full,
             },
             reason: reason(request, parent.as_ref(), &outcome),
+            tracking: outcome.tracking.clone(),
         };
         if !request.dry_run {
             repository.note_suspects("backup").await;
-            let point = PointId(clock::random()?);
             let body = point_record(
-                point,
+                &moment,
                 request,
                 parent.as_ref(),
                 &outcome,
                 published,
                 &summary,
-                taken_unix_ns,
             );
             let committed = repository
                 .append(|repository| {
-                    let lost = repository.catalogue().lost_packs()?;
-                    if outcome.referenced.is_disjoint(&lost) {
+                    let catalogue = repository.catalogue();
+                    let lost = catalogue.lost_packs()?;
+                    let taken_over_is_lost = match outcome.builds_on {
+                        // What another process has forgotten meanwhile is not known to be sound.
+                        Some(base) => {
+                            !catalogue.has_references(base)? || catalogue.refers_to_lost(base)?
+                        }
+                        None => false,
+                    };
+                    if outcome.referenced.is_disjoint(&lost) && !taken_over_is_lost {
                         return Ok(body.clone());
                     }
                     Err(Error::new(
@@ -289,7 +351,8 @@ async fn passes(
                 .await;
             match committed {
                 Ok(_) => {
-                    summary.point = Some(point);
+                    summary.point = Some(moment.point);
+                    way::remember(repository, &request.machine, moment.point, &outcome);
                     published.settle(repository).await;
                 }
                 Err(error) if error.kind() == Kind::Conflict && passes < PASSES_MAX => {
@@ -316,6 +379,9 @@ struct Outcome {
     assembled: Assembled,
     run: RunId,
     parent_damaged: bool,
+    /// The point of which unseen parts were taken over, with all packs that it refers to.
+    builds_on: Option<PointId>,
+    tracking: Vec<DiskTracking>,
 }
 
 /// What it published is added to `published`, also where it fails.
@@ -332,9 +398,12 @@ async fn run(
     let claims = Arc::new(Claims::default());
     let landed: Arc<Landed> = Arc::default();
     let halt = stop.child_token();
+    let (disks, tracking) = open_disks(repository, request, parent).await?;
+    let builds_on = tracking.iter().any(|disk| disk.tracked);
+    let builds_on = parent.filter(|_| builds_on).map(|point| point.id);
     let shared = Shared {
         repository: Arc::clone(repository),
-        disks: open_disks(repository, request, parent).await?,
+        disks,
         index: Arc::clone(&index),
         claims,
         settings: request.settings.clone(),
@@ -411,6 +480,8 @@ async fn run(
         assembled,
         run,
         parent_damaged,
+        builds_on,
+        tracking,
     })
 }
 
@@ -492,12 +563,29 @@ fn old_disk<'a>(
     }
 }
 
+/// The point that the disks' change maps continue, or else the machine's newest.
+fn parent(repository: &Repository, request: &BackupRequest) -> Result<Option<Point>> {
+    let mut points = repository.points(Some(&request.machine))?;
+    let continued = way::continued(&request.disks);
+    match points.iter().position(|point| Some(point.id) == continued) {
+        Some(found) => Ok(Some(points.swap_remove(found))),
+        None => Ok(points.pop()),
+    }
+}
+
 async fn open_disks(
     repository: &Arc<Repository>,
     request: &BackupRequest,
     parent: Option<&Point>,
-) -> Result<Vec<Disk>> {
+) -> Result<(Vec<Disk>, Vec<DiskTracking>)> {
+    let unsound = match parent {
+        Some(point) if way::continued(&request.disks) == Some(point.id) => {
+            way::unsound(repository, point).await?
+        }
+        _ => None,
+    };
     let mut disks = Vec::with_capacity(request.disks.len());
+    let mut tracking = Vec::with_capacity(request.disks.len());
     for disk in &request.disks {
         let source = Arc::clone(&disk.source);
         let size_bytes = source.size_bytes();
@@ -511,17 +599,37 @@ async fn open_disks(
         })
         .await?;
         let old = parent.and_then(|point| old_disk(point, request, disk));
+        let old = old.map(|old| {
+            let parent = Parent {
+                tree: TreeReader::new(repository, old),
+                size_bytes: old.size_bytes,
+                damaged: AtomicBool::new(false),
+            };
+            (old, parent)
+        });
+        let of_its_name = old.as_ref().filter(|(old, _)| old.name == disk.name);
+        let chosen = way::choose(
+            &source,
+            parent,
+            of_its_name.map(|(old, parent)| (*old, parent)),
+            unsound.as_deref(),
+            request.settings.laid_extents_max.min(LAID_EXTENTS_MAX),
+        )
+        .await?;
+        tracking.push(DiskTracking {
+            disk: disk.name.clone(),
+            tracked: !matches!(chosen.way, Way::Compare),
+            reason: chosen.reason,
+        });
         disks.push(Disk {
             source,
             size_bytes,
             regions,
-            parent: old.map(|old| Parent {
-                tree: TreeReader::new(repository, old),
-                damaged: AtomicBool::new(false),
-            }),
+            parent: old.map(|(_, parent)| parent),
+            way: chosen.way,
         });
     }
-    Ok(disks)
+    Ok((disks, tracking))
 }
 
 fn check(request: &BackupRequest) -> Result<()> {
@@ -596,42 +704,71 @@ fn reason(request: &BackupRequest, parent: Option<&Point>, outcome: &Outcome) ->
     let is_new = |disk: &&DiskToBackUp| old_disk(point, request, disk).is_none();
     let new: Vec<_> = request.disks.iter().filter(is_new).collect();
     let names: Vec<_> = new.iter().map(|disk| disk.name.as_str()).collect();
-    let mut reason = format!(
-        "no change tracking: all data was read and compared with point {}",
-        point.id.short()
-    );
+    let mut reason = match outcome.tracking.as_slice() {
+        all if all.iter().all(|disk| disk.tracked) => {
+            format!("changes tracked since point {}", point.id.short())
+        }
+        [only] => compared(&only.reason, point),
+        all => {
+            let why = all.iter().filter(|disk| !disk.tracked);
+            let mut why: Vec<_> = why
+                .map(|disk| (disk.reason.as_str(), disk.disk.as_str()))
+                .collect();
+            why.sort_unstable();
+            match (why.first(), why.last()) {
+                (Some((first, _)), Some((last, _))) if first == last && why.len() == all.len() => {
+                    compared(first, point)
+                }
+                _ => {
+                    let each: Vec<_> = why
+                        .iter()
+                        .map(|(why, disk)| format!("{disk}: {why}"))
+                        .collect();
+                    compared(&each.join("; "), point)
+                }
+            }
+        }
+    };
     if !names.is_empty() {
         reason.push_str(&format!(", which has no disk {}", names.join(", ")));
     }
     reason
 }
 
+fn compared(why: &str, point: &Point) -> String {
+    format!(
+        "{why}: all data was read and compared with point {}",
+        point.id.short()
+    )
+}
+
 fn point_record(
-    point: PointId,
+    moment: &Moment,
     request: &BackupRequest,
     parent: Option<&Point>,
     outcome: &Outcome,
     published: &Published,
     summary: &BackupSummary,
-    taken_unix_ns: u64,
 ) -> Body {
     Body::PointCommitted(PointCommitted {
-        point: point.0.to_vec(),
+        point: moment.point.0.to_vec(),
         machine: request.machine.clone(),
         disks: request
             .disks
             .iter()
             .zip(&outcome.assembled.roots)
-            .map(|(disk, root)| record::Disk {
+            .zip(&outcome.assembled.deltas)
+            .map(|((disk, root), deltas)| record::Disk {
                 name: disk.name.clone(),
+                deltas: deltas.iter().map(StoredPageRef::encode).collect(),
                 size_bytes: disk.source.size_bytes(),
                 root: root.as_ref().map(StoredPageRef::encode),
                 source_format: disk.format.clone(),
             })
             .collect(),
         parent: parent.map_or_else(Vec::new, |point| point.id.0.to_vec()),
-        consistency: Consistency::Offline.tag(),
-        taken_unix_ns,
+        consistency: moment.consistency.tag(),
+        taken_unix_ns: moment.taken_unix_ns,
         finished_unix_ns: clock::now_unix_ns(),
         segments: published.segment_ids(),
         tree_packs: published.tree_packs.clone(),

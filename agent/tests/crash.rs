@@ -83,6 +83,7 @@ fn request_noticing(content: &[u8], on_read: Arc<dyn Fn() + Send + Sync>) -> Bac
             format: "raw".to_owned(),
         }],
         host: "test".to_owned(),
+        moment: None,
         dry_run: false,
         settings: BackupSettings {
             workers: 1,

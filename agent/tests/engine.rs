@@ -57,6 +57,7 @@ fn request(machine: &str, disks: &[(&str, Vec<u8>)]) -> BackupRequest {
             })
             .collect(),
         host: "test".to_owned(),
+        moment: None,
         dry_run: false,
         settings: BackupSettings {
             pack_bytes: 4 << 20,

@@ -57,15 +57,25 @@ impl<'a> Reader<'a> {
 
     /// An unsigned LEB128 number of at most 32 bits, in its shortest form.
     pub(crate) fn varint(&mut self, field: &'static str) -> Result<u32, FormatError> {
+        let value = self.varint_of(field, 5)?;
+        u32::try_from(value).map_err(|_| self.range(field, value))
+    }
+
+    /// One of at most 63 bits, in its shortest form.
+    pub(crate) fn varint_long(&mut self, field: &'static str) -> Result<u64, FormatError> {
+        self.varint_of(field, 9)
+    }
+
+    fn varint_of(&mut self, field: &'static str, bytes_max: u32) -> Result<u64, FormatError> {
         let mut value = 0_u64;
-        for shift in [0, 7, 14, 21, 28] {
+        for shift in (0..bytes_max).map(|byte| byte * 7) {
             let byte = self.u8()?;
             value |= u64::from(byte & 0x7f) << shift;
             if byte & 0x80 == 0 {
                 if byte == 0 && shift > 0 {
                     break;
                 }
-                return u32::try_from(value).map_err(|_| self.range(field, value));
+                return Ok(value);
             }
         }
         Err(self.range(field, value))
@@ -130,7 +140,12 @@ impl<'a> Reader<'a> {
 }
 
 /// Appends an unsigned LEB128 number.
-pub(crate) fn put_varint(out: &mut Vec<u8>, mut value: u32) {
+pub(crate) fn put_varint(out: &mut Vec<u8>, value: u32) {
+    put_varint_long(out, value.into());
+}
+
+/// The same for [`Reader::varint_long`], below 2^63.
+pub(crate) fn put_varint_long(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         out.push(low_seven_bits(value) | 0x80);
         value >>= 7;
@@ -138,7 +153,7 @@ pub(crate) fn put_varint(out: &mut Vec<u8>, mut value: u32) {
     out.push(low_seven_bits(value));
 }
 
-fn low_seven_bits(value: u32) -> u8 {
+fn low_seven_bits(value: u64) -> u8 {
     value.to_le_bytes()[0] & 0x7f
 }
 
@@ -257,6 +272,16 @@ mod tests {
             assert_eq!(reader.varint("value"), Ok(value));
             assert_eq!(reader.end(), Ok(()));
         }
+        for value in [0, 127, 128, 1 << 32, (1 << 63) - 1] {
+            let mut bytes = Vec::new();
+            put_varint_long(&mut bytes, value);
+            let mut reader = Reader::new("test", &bytes);
+            assert_eq!(reader.varint_long("value"), Ok(value));
+            assert_eq!(reader.end(), Ok(()));
+        }
+        let long = |bytes: &[u8]| Reader::new("test", bytes).varint_long("long");
+        assert!(long(&[0x80, 0x80, 0x00]).is_err(), "padded");
+        assert!(long(&[0xff; 10]).is_err(), "too large");
         assert!(Reader::new("test", &[0x80, 0x00]).varint("padded").is_err());
         assert!(Reader::new("test", &[0xff; 5]).varint("too large").is_err());
         assert!(Reader::new("test", &[0xff; 2]).varint("cut").is_err());

@@ -92,6 +92,16 @@ impl ChunkerParams {
         }
     }
 
+    /// The shortest chunk these parameters cut, in bytes; the last one of a run may be shorter.
+    pub const fn chunk_bytes_min(&self) -> u32 {
+        match *self {
+            Self::BlockAligned {
+                chunk_bytes_min, ..
+            } => chunk_bytes_min,
+            Self::Fixed { chunk_bytes } => chunk_bytes,
+        }
+    }
+
     /// The smallest unit that is told apart as hole or data: a block, or a whole fixed chunk.
     pub const fn grain_bytes(&self) -> u64 {
         match *self {

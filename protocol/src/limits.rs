@@ -45,6 +45,12 @@ pub const LEAF_EXTENTS_MAX: usize = (LEAF_BYTES / 512) as usize;
 /// Largest encoded page: a leaf of [`LEAF_EXTENTS_MAX`] extents at its worst.
 pub const PAGE_BYTES_MAX: u32 = 2 << 20;
 
+/// Most extents in a delta page: what is at its worst no larger than [`PAGE_BYTES_MAX`].
+pub const DELTA_EXTENTS_MAX: usize = 16 << 10;
+
+/// Most delta pages over a disk's tree: a reader holds all of them, some 30 MB at worst.
+pub const DELTA_PAGES_MAX: usize = 16;
+
 /// Entries in one sealed block of an index segment: the unit that is read to look an id up in place.
 pub const SEGMENT_BLOCK_ENTRIES: usize = 4096;
 
@@ -89,4 +95,6 @@ const _: () = {
     assert!(CHECKPOINT_BLOCK_BYTES_MAX as u64 * CHECKPOINT_BLOCKS_MAX as u64 <= 4 << 30);
     // At worst an extent takes 1 + 5 + 32 + 5 logical bytes and 1 + 5 × 5 + 32 of hints.
     assert!(LEAF_EXTENTS_MAX * (43 + 58) < PAGE_BYTES_MAX as usize);
+    // At worst 9 + 5 + 5 + 5 logical bytes, 32 of its chunk's name and the same hints.
+    assert!(DELTA_EXTENTS_MAX * (24 + 32 + 58) < PAGE_BYTES_MAX as usize);
 };

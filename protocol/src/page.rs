@@ -1,7 +1,7 @@
 //! Tree pages: a disk as a tree of pages, leaves of extents under inner pages.
 //!
 //! ```text
-//! page    = kind u8 (1 leaf, 2 inner) | logical length u32 | logical | hints
+//! page    = kind u8 (1 leaf, 2 inner, 3 delta) | logical length u32 | logical | hints
 //! leaf    : logical = extents: 0 hole: length; 1 slice: length, chunk id 32, offset in the chunk
 //!           hints   = pack count, pack ids 32 …, then for each slice in order
 //!                     0: pack number, frame offset, frame bytes, offset in frame, chunk length
@@ -9,6 +9,8 @@
 //!                     2: (the same chunk as the slice before)
 //! inner   : logical = level u8 | child count u16 | children: 0 hole; 1 page id 32
 //!           hints   = as for a leaf, one for each child that is a page
+//! delta   : logical = chunk count, chunk ids 32 …, extents: gap, length, 0 hole | n-th chunk, offset in it
+//!           hints   = as for a leaf, one for each chunk
 //! ```
 //!
 //! Numbers without a width are LEB128. A hint's pack id of 32 zero bytes stands for the pack that the
@@ -16,6 +18,10 @@
 //! A page's id is the keyed hash of `kind | logical`:
 //! **locations are hints, not identity**, so a page keeps its name when prune moves a chunk, and two
 //! points share the pages of what did not change. A subtree that is all hole has no page at all.
+
+mod delta;
+
+pub use delta::{Delta, DeltaExtent};
 
 use crate::codec::{Reader, length_u32, put_varint};
 use crate::error::FormatError;
@@ -29,6 +35,7 @@ use crate::pack::{Location, PackKind};
 const OBJECT: &str = "tree page";
 const KIND_LEAF: u8 = 1;
 const KIND_INNER: u8 = 2;
+const KIND_DELTA: u8 = 3;
 const EXTENT_HOLE: u8 = 0;
 const EXTENT_SLICE: u8 = 1;
 const HINT_FULL: u8 = 0;

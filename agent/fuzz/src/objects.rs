@@ -18,7 +18,7 @@ use tidegate_protocol::key_file;
 use tidegate_protocol::keys::{Level, Secret};
 use tidegate_protocol::limits::{FRAME_RAW_BYTES_MAX, PACK_BYTES_MAX};
 use tidegate_protocol::pack::{self, Footer, PackHeader};
-use tidegate_protocol::page::{Inner, Leaf, PageRef};
+use tidegate_protocol::page::{Delta, Inner, Leaf, PageRef};
 use tidegate_protocol::record::{self, Head, Header, Kind};
 use tidegate_protocol::segment::Segment;
 use tidegate_protocol::slot::{self, Credential, NewWrapping, Slot, SlotRandom, Wrapping};
@@ -377,6 +377,11 @@ fn page(bytes: &[u8]) {
         assert_eq!(id, page.id);
         assert_eq!(Inner::decode(&again, &page, level, keys).unwrap(), inner);
     }
+    if let Ok(delta) = Delta::decode(bytes, &page, keys) {
+        let (id, again) = delta.encode(keys).unwrap();
+        assert_eq!(id, page.id);
+        assert_eq!(Delta::decode(&again, &page, keys).unwrap(), delta);
+    }
     let other = PageRef {
         id: PageId([0; 32]),
         ..page
@@ -389,6 +394,7 @@ fn page_seeds() -> Vec<Vec<u8>> {
     vec![
         support::leaf().encode(keys).unwrap().1,
         support::inner().encode(keys).unwrap().1,
+        support::delta().encode(keys).unwrap().1,
     ]
 }
 

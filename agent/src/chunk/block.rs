@@ -5,7 +5,7 @@
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// True where every byte is zero. Data is found out at its first word, mostly.
-pub(super) fn is_zero(bytes: &[u8]) -> bool {
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
     // Written so that it becomes wide vector loads: no branch inside a stride, one between them.
     const STRIDE_BYTES: usize = 256;
     let (strides, rest) = bytes.as_chunks::<STRIDE_BYTES>();

@@ -206,6 +206,7 @@ async fn back_up(
             machine: job.machine.clone(),
             disks,
             host: replicate::host_name(),
+            moment: None,
             dry_run: false,
             settings,
         };

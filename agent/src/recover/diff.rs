@@ -2,7 +2,7 @@
 //! is never read.
 
 use crate::error::Result;
-use crate::repository::tree::TreeReader;
+use crate::repository::tree::{LeafRef, TreeReader};
 use crate::repository::{PointDisk, Repository};
 use serde::Serialize;
 use std::cmp::Ordering;
@@ -51,30 +51,29 @@ pub async fn diff(
     let mut found = Vec::new();
     for group in 0..a.groups().min(b.groups()) {
         // Equal inner pages are equal all the way down.
-        let (inner_a, inner_b) = (a.page(1, group).await?, b.page(1, group).await?);
-        if inner_a.is_some() && inner_a.map(|page| page.id) == inner_b.map(|page| page.id) {
+        let names = (a.group_name(group).await?, b.group_name(group).await?);
+        if names.0.is_some() && names.0 == names.1 {
             continue;
         }
         let (leaves_a, leaves_b) = (a.group(group).await?, b.group(group).await?);
         let first = group * FAN_OUT as u64;
         for index in first..first + FAN_OUT as u64 {
-            let at = |leaves: &[(u64, _)]| {
+            let at = |leaves: &[LeafRef]| {
                 leaves
-                    .binary_search_by_key(&index, |(index, _)| *index)
+                    .binary_search_by_key(&index, |leaf| leaf.index)
                     .ok()
-                    .map(|found| leaves[found].1)
+                    .map(|found| leaves[found])
             };
-            let pages: (Option<tidegate_protocol::page::PageRef>, _) =
-                (at(&leaves_a), at(&leaves_b));
-            if pages.0.map(|page| page.id) == pages.1.map(|page| page.id) {
+            let refs = (at(&leaves_a), at(&leaves_b));
+            if refs == (None, None) || is_one_page(refs) {
                 continue;
             }
             let mut sides = (Leaf::default(), Leaf::default());
-            if let Some(page) = pages.0 {
-                sides.0 = a.read_leaf(index, &page).await?;
+            if let Some(leaf) = refs.0 {
+                sides.0 = a.read_leaf(&leaf).await?;
             }
-            if let Some(page) = pages.1 {
-                sides.1 = b.read_leaf(index, &page).await?;
+            if let Some(leaf) = refs.1 {
+                sides.1 = b.read_leaf(&leaf).await?;
             }
             compare(index * LEAF_BYTES, common, &sides.0, &sides.1, &mut found);
         }
@@ -90,6 +89,15 @@ pub async fn diff(
         kind,
     }));
     Ok(found)
+}
+
+/// True where one page says all of both leaves.
+fn is_one_page(leaves: (Option<LeafRef>, Option<LeafRef>)) -> bool {
+    let name = |leaf: Option<LeafRef>| Some(leaf?.whole_page()?.id);
+    match (name(leaves.0), name(leaves.1)) {
+        (Some(a), Some(b)) => a == b,
+        _ => false,
+    }
 }
 
 /// A position in a leaf's extents.

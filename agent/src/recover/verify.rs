@@ -208,8 +208,8 @@ async fn gather(
             }
         };
         let mut chunks = Vec::new();
-        for (index, page) in found {
-            match tree.read_leaf(index, &page).await {
+        for leaf_ref in found {
+            match tree.read_leaf(&leaf_ref).await {
                 Ok(leaf) => {
                     leaves += 1;
                     chunks.extend(leaf.extents.iter().filter_map(|extent| {
@@ -217,8 +217,8 @@ async fn gather(
                     }));
                 }
                 Err(error) => {
-                    let touched = touched(index * LEAF_BYTES, LEAF_BYTES);
-                    damage.page(error, Some(page.location.pack), touched)?;
+                    let touched = touched(leaf_ref.range().start, LEAF_BYTES);
+                    damage.page(error, leaf_ref.pack(), touched)?;
                 }
             }
         }

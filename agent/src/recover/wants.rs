@@ -48,10 +48,10 @@ impl Walk {
         }
         let mut stretch = Stretch::at(start);
         while self.group < self.tree.groups() && stretch.wants.len() < WANTS_MAX {
-            for (index, page) in self.tree.group(self.group).await? {
-                let at = index * LEAF_BYTES;
+            for leaf in self.tree.group(self.group).await? {
+                let at = leaf.range().start;
                 stretch.hole(stretch.range.end..at);
-                stretch.leaf(at, &self.tree.read_leaf(index, &page).await?);
+                stretch.leaf(at, &self.tree.read_leaf(&leaf).await?);
             }
             self.group += 1;
             let end = (self.group * GROUP_BYTES).min(self.size_bytes);

@@ -8,14 +8,17 @@
 //!               └────all placed────► tree ──► tree packs ──► publisher
 //! ```
 
-use super::draft::{self, DraftExtent, LeafDraft};
+use super::draft::{self, DraftExtent, LeafDraft, Part};
+use super::lay;
 use super::publish::ToPublish;
+use super::way::Way;
 use super::worker::{Disk, Made, Shared};
 use crate::buffers::Buffers;
 use crate::clock;
 use crate::error::{Error, Kind, Result};
 use crate::repository::index::{Index, IndexReader};
 use crate::repository::refused;
+use crate::repository::tree::overlay::Run;
 use crate::repository::tree::{LeafContent, OldTree, TreeWriter};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::mpsc::Receiver;
@@ -23,7 +26,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tidegate_protocol::ids::{ChunkId, PackId};
 use tidegate_protocol::keys::Secret;
 use tidegate_protocol::pack::{Location, PackKind, PackRandom, PackWriter};
-use tidegate_protocol::page::{Inner, PageRef};
+use tidegate_protocol::page::{DeltaExtent, Inner, PageRef, Slice};
 use tokio::sync::mpsc::Sender;
 
 /// Extents of waiting leaves beyond which the open pack is closed early, so that memory stays
@@ -45,6 +48,8 @@ pub(super) type Landed = Mutex<Vec<Vec<ChunkId>>>;
 pub(super) struct Assembled {
     /// Every disk's root; empty when the run was stopped.
     pub(super) roots: Vec<Option<PageRef>>,
+    /// Every disk's delta pages, those that stay and those that were written.
+    pub(super) deltas: Vec<Vec<PageRef>>,
     /// Packs that this run has written, packs in which waiting chunks were found, and tree packs of
     /// the parent that the new trees refer to.
     pub(super) referenced: HashSet<PackId>,
@@ -69,6 +74,8 @@ pub(super) struct Assembler<'a, F> {
     known: VecDeque<Vec<ChunkId>>,
     waiting: Vec<Waiting>,
     waiting_extents: usize,
+    /// What is laid over each disk's tree in the end; bounded by [`Way`].
+    laid: Vec<Vec<Run<Part>>>,
     /// Data packs that this run has written.
     own: HashSet<PackId>,
     referenced: HashSet<PackId>,
@@ -110,6 +117,7 @@ pub(super) fn assembler<'a>(
         known: VecDeque::new(),
         waiting: Vec::new(),
         waiting_extents: 0,
+        laid: shared.disks.iter().map(|_| Vec::new()).collect(),
         own: HashSet::new(),
         referenced: HashSet::new(),
         stored_bytes: 0,
@@ -125,7 +133,14 @@ impl<F: FnMut() -> Result<PackRandom>> Assembler<'_, F> {
             match made {
                 Made::Frame { payload, items } => self.frame(&payload, &items)?,
                 // A dry run writes no trees.
-                Made::Span { .. } if self.out.is_none() => {}
+                Made::Span { .. } | Made::Laid { .. } if self.out.is_none() => {}
+                Made::Laid { runs } => {
+                    for (disk, run) in runs {
+                        if let Some(laid) = self.laid.get_mut(disk) {
+                            laid.push(run);
+                        }
+                    }
+                }
                 Made::Span { disk, leaves } => {
                     for (index, leaf) in leaves {
                         self.leaf(disk, index, leaf)?;
@@ -139,6 +154,7 @@ impl<F: FnMut() -> Result<PackRandom>> Assembler<'_, F> {
         self.settle_all()?;
         let mut assembled = Assembled {
             roots: Vec::new(),
+            deltas: Vec::new(),
             referenced: HashSet::new(),
             stored_bytes: self.stored_bytes,
         };
@@ -146,12 +162,9 @@ impl<F: FnMut() -> Result<PackRandom>> Assembler<'_, F> {
             return Ok(assembled);
         }
         if !self.waiting.is_empty() {
-            return Err(Error::new(
-                Kind::Conflict,
-                "chunks of this run are no longer in the local cache: it was emptied meanwhile",
-            )
-            .advise("run the backup again"));
+            return Err(forgotten());
         }
+        let stay = self.lay_all()?;
         let (trees, packs) = self.tree.finish(&mut self.old)?;
         for pack in packs {
             assembled.stored_bytes += pack.bytes.len() as u64;
@@ -159,6 +172,10 @@ impl<F: FnMut() -> Result<PackRandom>> Assembler<'_, F> {
             publish(self.out.as_ref(), ToPublish::tree(pack))?;
         }
         assembled.roots = trees.roots;
+        assembled.deltas = stay;
+        for (pages, written) in assembled.deltas.iter_mut().zip(trees.deltas) {
+            pages.extend(written);
+        }
         assembled.referenced = self.old.referenced;
         assembled.referenced.extend(self.referenced);
         Ok(assembled)
@@ -264,22 +281,93 @@ impl<F: FnMut() -> Result<PackRandom>> Assembler<'_, F> {
         }
     }
 
+    /// Writes what is laid over trees that stay. Returns each disk's delta pages that stay.
+    fn lay_all(&mut self) -> Result<Vec<Vec<PageRef>>> {
+        let shared = self.shared;
+        let mut stay = Vec::with_capacity(shared.disks.len());
+        for (number, disk) in shared.disks.iter().enumerate() {
+            let mut pages = Vec::new();
+            if let (Way::Lay(_), Some(parent)) = (&disk.way, &disk.parent) {
+                self.tree.keep(number, parent.tree.root());
+                pages.extend(parent.tree.delta_pages());
+                let laid = self.laid.get_mut(number).map(std::mem::take);
+                let laid = self.placed(laid.unwrap_or_default())?;
+                if !laid.is_empty() {
+                    let old = self.delta_runs(&pages)?;
+                    let (keep, written) = lay::pages(&old, laid)?;
+                    pages.truncate(keep);
+                    for page in written {
+                        self.tree.delta(number, &page, &mut self.old)?;
+                    }
+                }
+            }
+            stay.push(pages);
+        }
+        Ok(stay)
+    }
+
+    /// What old delta pages say.
+    fn delta_runs(&self, pages: &[PageRef]) -> Result<Vec<Vec<Run<Option<Slice>>>>> {
+        let (runtime, repository) = (&self.shared.runtime, &self.shared.repository);
+        pages
+            .iter()
+            .map(|page| {
+                let delta = runtime.block_on(repository.delta(page))?;
+                let run = |extent: &DeltaExtent| Run {
+                    range: extent.start..extent.end(),
+                    content: extent.slice,
+                };
+                Ok(delta.extents.iter().map(run).collect())
+            })
+            .collect()
+    }
+
+    /// The same runs, every chunk with its place, in the order of the disk.
+    fn placed(&mut self, mut runs: Vec<Run<Part>>) -> Result<Vec<Run<Option<Slice>>>> {
+        runs.sort_unstable_by_key(|run| run.range.start);
+        let mut placed = Vec::with_capacity(runs.len());
+        for run in runs {
+            let slice = match run.content {
+                Part::Hole => None,
+                Part::Known(slice) => Some(slice),
+                Part::Pending { chunk, offset } => {
+                    let location = self.place_of(&chunk)?.ok_or_else(forgotten)?;
+                    Some(Slice {
+                        chunk,
+                        offset,
+                        location,
+                    })
+                }
+            };
+            self.referenced
+                .extend(slice.map(|slice| slice.location.pack));
+            placed.push(Run {
+                range: run.range,
+                content: slice,
+            });
+        }
+        Ok(placed)
+    }
+
+    /// Where a chunk of this run lies, if its pack has a name.
+    fn place_of(&mut self, chunk: &ChunkId) -> Result<Option<Location>> {
+        if let Some(place) = self.places.get(chunk) {
+            return Ok(Some(*place));
+        }
+        // Its pack may have landed meanwhile: then the index has it. Should that pack of our own have
+        // been condemned since, the commit finds out whether it was swept too.
+        let unusable = self.shared.index.unusable();
+        let place = self.index.anywhere(chunk)?;
+        Ok(place.filter(|place| self.own.contains(&place.pack) || !unusable.contains(&place.pack)))
+    }
+
     /// Puts the leaf into the tree if all its chunks have a place, or lets it wait.
     fn settle(&mut self, leaf: Waiting) -> Result<()> {
-        let (places, index, own) = (&self.places, &mut self.index, &self.own);
-        let unusable = self.shared.index.unusable();
-        let usable =
-            |place: &Location| own.contains(&place.pack) || !unusable.contains(&place.pack);
         let mut failure = None;
         let settled = draft::settle(&leaf.extents, |chunk| {
-            places.get(chunk).copied().or_else(|| {
-                // Its pack may have landed meanwhile: then the index has it. Should that pack of our
-                // own have been condemned since, the commit finds out whether it was swept too.
-                let place = index.anywhere(chunk).unwrap_or_else(|error| {
-                    failure = Some(error);
-                    None
-                });
-                place.filter(usable)
+            self.place_of(chunk).unwrap_or_else(|error| {
+                failure = Some(error);
+                None
             })
         });
         if let Some(error) = failure {
@@ -328,6 +416,14 @@ impl<F: FnMut() -> Result<PackRandom>> Assembler<'_, F> {
             }
         }
     }
+}
+
+fn forgotten() -> Error {
+    Error::new(
+        Kind::Conflict,
+        "chunks of this run are no longer in the local cache: it was emptied meanwhile",
+    )
+    .advise("run the backup again")
 }
 
 fn publish(out: Option<&Sender<ToPublish>>, pack: ToPublish) -> Result<()> {

@@ -4,6 +4,7 @@
 use crate::error::Result;
 use crate::repository::refused;
 use crate::repository::tree::LeafContent;
+use crate::repository::tree::overlay::{Advance, Run};
 use std::ops::Range;
 use tidegate_protocol::ids::ChunkId;
 use tidegate_protocol::keys::Keys;
@@ -64,6 +65,19 @@ impl SpanDraft {
         self.extents.push(DraftExtent { length, part });
     }
 
+    /// What was collected, as runs of the disk. `start` is where it begins.
+    pub(super) fn into_runs(self, start: u64) -> impl Iterator<Item = Run<Part>> {
+        let mut at = start;
+        self.extents.into_iter().map(move |extent| {
+            let range = at..at + extent.length;
+            at = range.end;
+            Run {
+                range,
+                content: extent.part,
+            }
+        })
+    }
+
     /// Parts what was collected at the leaves' boundaries. `start` is where the span begins, on one.
     pub(super) fn into_leaves(self, start: u64) -> Vec<(u64, Vec<DraftExtent>)> {
         let mut leaves: Vec<(u64, Vec<DraftExtent>)> = Vec::new();
@@ -90,7 +104,14 @@ impl SpanDraft {
 }
 
 impl Part {
-    /// The part that begins `by` bytes later. Chunks are far below 4 GiB.
+    /// True where `next` is what follows this part's first `length` bytes.
+    pub(super) fn goes_on_with(self, length: u64, next: Self) -> bool {
+        self.advanced(length) == next
+    }
+}
+
+impl Advance for Part {
+    // Chunks are far below 4 GiB.
     fn advanced(self, by: u64) -> Self {
         let by = u32::try_from(by).unwrap_or(u32::MAX);
         match self {

@@ -24,7 +24,7 @@ use tidegate_protocol::limits::TREE_LEVELS_MAX;
 use tidegate_protocol::pack::{
     Footer, Location, PackHeader, PackKind, PackRandom, PackWriter, SealedPack,
 };
-use tidegate_protocol::page::{Inner, Leaf, PageRef};
+use tidegate_protocol::page::{Delta, Inner, Leaf, PageRef};
 
 /// Another pack with the pages of the lost tree pack `lost`, where this machine has kept it and its
 /// pages are not to be found elsewhere yet. Blocking.
@@ -119,7 +119,8 @@ fn reseal(old: PackId, bytes: &[u8], keys: &Keys, random: PackRandom) -> Result<
     Ok(pack.finish())
 }
 
-/// A page as it stands in the new pack. A leaf names packs of data, and stays as it is. An inner page
+/// A page as it stands in the new pack. A leaf or delta page names packs of data, and stays as it
+/// is. An inner page
 /// may mean the pack it lies in, which is another now.
 fn moved_page(
     id: PageId,
@@ -141,7 +142,9 @@ fn moved_page(
     let inner =
         (1..=TREE_LEVELS_MAX).find_map(|level| Inner::decode(bytes, &page, level, keys).ok());
     let Some(mut inner) = inner else {
-        Leaf::decode(bytes, &page, keys).map_err(|error| {
+        let leaf = Leaf::decode(bytes, &page, keys).map(drop);
+        let data = leaf.or_else(|_| Delta::decode(bytes, &page, keys).map(drop));
+        data.map_err(|error| {
             Error::new(Kind::Corrupt, format!("page {id} of the tree pack {old}")).caused_by(error)
         })?;
         return Ok(bytes.to_vec());

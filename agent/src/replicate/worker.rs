@@ -3,17 +3,22 @@
 //! A span is read in windows small enough to stay in the CPU's cache from reading to compressing. Threads
 //! for which no span is left compress what the others cut.
 
+mod changed;
+
 use super::claims::Claims;
 use super::doubt::{Answered, Doubts};
 use super::draft::{self, LeafDraft, ParentChunks, Part, SpanDraft};
+use super::way::Way;
 use super::{BackupSettings, Totals};
 use crate::chunk::{self, ChunkerParams, Cutter, Piece, Region, SPAN_BYTES};
 use crate::error::{Error, Kind, Result};
 use crate::progress::Progress;
 use crate::repository::Repository;
 use crate::repository::index::{Index, IndexReader};
-use crate::repository::tree::{LeafContent, TreeReader};
+use crate::repository::tree::overlay::Run;
+use crate::repository::tree::{LeafContent, LeafRef, TreeReader};
 use crate::source::{Source, SourceReader};
+use changed::{Found, Gathered};
 use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -23,7 +28,7 @@ use tidegate_protocol::frame::PayloadEncoder;
 use tidegate_protocol::ids::{ChunkId, PackId};
 use tidegate_protocol::keys::ChunkNamer;
 use tidegate_protocol::limits::LEAF_BYTES;
-use tidegate_protocol::page::{Leaf, PageRef, Slice};
+use tidegate_protocol::page::{Leaf, Slice};
 use tokio_util::sync::CancellationToken;
 
 /// Bytes read at a time.
@@ -48,6 +53,8 @@ pub(super) enum Made {
         disk: usize,
         leaves: Vec<(u64, LeafDraft)>,
     },
+    /// What changed, by the disk's number, to be laid over the disk's tree.
+    Laid { runs: Vec<(usize, Run<Part>)> },
 }
 
 /// New chunks, still to be compressed.
@@ -86,11 +93,13 @@ pub(super) struct Disk {
     pub(super) size_bytes: u64,
     pub(super) regions: Vec<Region>,
     pub(super) parent: Option<Parent>,
+    pub(super) way: Way,
 }
 
 /// The same disk at the parent point.
 pub(super) struct Parent {
     pub(super) tree: TreeReader,
+    pub(super) size_bytes: u64,
     /// Set when its tree turned out to be damaged: from then on there is nothing to compare with.
     pub(super) damaged: AtomicBool,
 }
@@ -135,6 +144,8 @@ pub(super) struct Worker<'a> {
     spans_in_hand: u32,
     unusable: Arc<HashSet<PackId>>,
     last_referenced: Option<PackId>,
+    gathered: Gathered,
+    found: Found,
     finished: Finished,
 }
 
@@ -171,6 +182,8 @@ impl<'a> Worker<'a> {
             spans_in_hand: 0,
             unusable: shared.index.unusable(),
             last_referenced: None,
+            gathered: Gathered::default(),
+            found: Found::default(),
             finished: Finished::default(),
         })
     }
@@ -189,6 +202,7 @@ impl<'a> Worker<'a> {
                 self.flush_frame()?;
             }
         }
+        self.lay()?;
         self.settle_doubts()?;
         self.flush_frame()?;
         self.to_idle = None;
@@ -216,36 +230,68 @@ impl<'a> Worker<'a> {
         let Some(content) = shared.disks.get(disk) else {
             return Ok(());
         };
+        // Most spans of a tracked disk: nothing to do, and nothing to ask.
+        if let Way::Lay(changes) = &content.way {
+            let next = changes.partition_point(|range| range.end <= span.start);
+            if changes
+                .get(next)
+                .is_none_or(|range| range.start >= span.end)
+            {
+                shared.progress.add_done(span.end - span.start);
+                return Ok(());
+            }
+        }
         let mut reader = match self.readers.get_mut(disk).and_then(Option::take) {
             Some(reader) => reader,
             None => content.source.reader()?,
         };
         self.unusable = shared.index.unusable();
-        let allocation = reader.allocation(span.clone())?;
-        let leaves = if allocation.is_empty() {
-            (span.start / LEAF_BYTES..span.end.div_ceil(LEAF_BYTES))
-                .map(|index| (index, LeafDraft::Ready(LeafContent::Hole)))
-                .collect()
-        } else {
-            let old = self.parent_leaves(content, &span);
-            let draft = self.cut(content, reader.as_mut(), &span, &allocation, &old)?;
-            draft
-                .into_leaves(span.start)
-                .into_iter()
-                .map(|(index, extents)| {
-                    let number = index.saturating_sub(span.start / LEAF_BYTES);
-                    let old = usize::try_from(number)
-                        .ok()
-                        .and_then(|number| old.get(number));
-                    Ok((index, self.leaf(extents, old.and_then(Option::as_ref))?))
-                })
-                .collect::<Result<_>>()?
+        let leaves = match &content.way {
+            Way::Compare => Some(self.compared(content, reader.as_mut(), &span)?),
+            Way::Rewrite => Some(self.rewritten(disk, content, reader.as_mut(), &span)?),
+            Way::Lay(changes) => {
+                let changes = changed::clipped(changes, &span);
+                self.changed(disk, reader.as_mut(), &span, &changes)?;
+                None
+            }
         };
         if let Some(place) = self.readers.get_mut(disk) {
             *place = Some(reader);
         }
         shared.progress.add_done(span.end - span.start);
-        self.send(Made::Span { disk, leaves })
+        match leaves {
+            Some(leaves) => self.send(Made::Span { disk, leaves }),
+            None => Ok(()),
+        }
+    }
+
+    /// The leaves of a span that is read whole.
+    fn compared(
+        &mut self,
+        content: &Disk,
+        reader: &mut dyn SourceReader,
+        span: &Range<u64>,
+    ) -> Result<Vec<(u64, LeafDraft)>> {
+        let allocation = reader.allocation(span.clone())?;
+        if allocation.is_empty() {
+            let leaves = span.start / LEAF_BYTES..span.end.div_ceil(LEAF_BYTES);
+            return Ok(leaves
+                .map(|index| (index, LeafDraft::Ready(LeafContent::Hole)))
+                .collect());
+        }
+        let old = self.parent_leaves(content, span);
+        let draft = self.cut(content, reader, span, &allocation, &old)?;
+        draft
+            .into_leaves(span.start)
+            .into_iter()
+            .map(|(index, extents)| {
+                let number = index.saturating_sub(span.start / LEAF_BYTES);
+                let old = usize::try_from(number)
+                    .ok()
+                    .and_then(|number| old.get(number));
+                Ok((index, self.leaf(extents, old.and_then(Option::as_ref))?))
+            })
+            .collect()
     }
 
     /// Cuts what is allocated of a span.
@@ -255,7 +301,7 @@ impl<'a> Worker<'a> {
         reader: &mut dyn SourceReader,
         span: &Range<u64>,
         allocation: &[Range<u64>],
-        old: &[Option<(PageRef, Leaf)>],
+        old: &[Option<(LeafRef, Leaf)>],
     ) -> Result<SpanDraft> {
         let mut parent = ParentChunks::default();
         for (number, leaf) in (0..).zip(old) {
@@ -344,6 +390,19 @@ impl<'a> Worker<'a> {
         {
             return Ok(Part::Known(*slice));
         }
+        self.place(chunk, bytes)
+    }
+
+    /// The same for bytes that are compared with nothing.
+    fn find_or_store(&mut self, bytes: &[u8]) -> Result<Part> {
+        let chunk = self.namer.name(bytes);
+        self.finished.totals.chunks += 1;
+        self.finished.totals.allocated_bytes += bytes.len() as u64;
+        self.place(chunk, bytes)
+    }
+
+    /// Finds out where a chunk is, or stores it.
+    fn place(&mut self, chunk: ChunkId, bytes: &[u8]) -> Result<Part> {
         let pending = Part::Pending { chunk, offset: 0 };
         if self.shared.claims.contains(&chunk) {
             return Ok(pending);
@@ -466,7 +525,7 @@ impl<'a> Worker<'a> {
     fn leaf(
         &mut self,
         extents: Vec<super::draft::DraftExtent>,
-        old: Option<&(PageRef, Leaf)>,
+        old: Option<&(LeafRef, Leaf)>,
     ) -> Result<LeafDraft> {
         for extent in &extents {
             if let Part::Known(slice) = extent.part {
@@ -476,7 +535,8 @@ impl<'a> Worker<'a> {
         let Some(leaf) = draft::settle(&extents, |_| None) else {
             return Ok(LeafDraft::Waiting(extents));
         };
-        if let Some((page, old)) = old
+        if let Some((leaf_ref, old)) = old
+            && let Some(page) = leaf_ref.whole_page()
             && draft::same_content(&leaf, old)
             && !self.unusable.contains(&page.location.pack)
         {
@@ -489,7 +549,7 @@ impl<'a> Worker<'a> {
                     self.refer_to(slice.location.pack);
                 }
                 self.refer_to(page.location.pack);
-                return Ok(LeafDraft::Ready(LeafContent::Same(*page)));
+                return Ok(LeafDraft::Ready(LeafContent::Same(page)));
             }
         }
         Ok(LeafDraft::Ready(draft::content(
@@ -507,7 +567,7 @@ impl<'a> Worker<'a> {
     }
 
     /// The parent point's leaves of a span, in order; nothing where there is no sound parent.
-    fn parent_leaves(&self, disk: &Disk, span: &Range<u64>) -> Vec<Option<(PageRef, Leaf)>> {
+    fn parent_leaves(&self, disk: &Disk, span: &Range<u64>) -> Vec<Option<(LeafRef, Leaf)>> {
         let Some(parent) = &disk.parent else {
             return Vec::new();
         };

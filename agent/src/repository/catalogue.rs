@@ -6,6 +6,7 @@
 //! not: a place for anything that exists nowhere else.
 
 mod packs;
+mod references;
 mod segments;
 mod state;
 
@@ -79,6 +80,13 @@ INSERT INTO listing VALUES (1, 0);
 const MIGRATION_BAD_SEGMENTS: &str =
     "ALTER TABLE segment ADD COLUMN bad INTEGER NOT NULL DEFAULT 0;";
 
+/// What each machine's newest point refers to; see [`references`].
+const MIGRATION_REFERENCES: &str = "
+CREATE TABLE refers (machine TEXT PRIMARY KEY, point BLOB NOT NULL) WITHOUT ROWID;
+CREATE INDEX refers_by_point ON refers (point);
+CREATE TABLE refers_to (machine TEXT NOT NULL, pack BLOB NOT NULL, PRIMARY KEY (machine, pack)) WITHOUT ROWID;
+";
+
 /// All that a checkpoint says anew.
 const EMPTY_STATE: &str = "
 DELETE FROM point; DELETE FROM run; DELETE FROM hold; DELETE FROM condemned; DELETE FROM swept;
@@ -150,6 +158,7 @@ impl Catalogue {
             MIGRATION_LISTING,
             MIGRATION_SPARE_PLACES,
             MIGRATION_BAD_SEGMENTS,
+            MIGRATION_REFERENCES,
         ];
         Migrations::new(migrations.map(M::up).to_vec())
             .to_latest(&mut connection)
@@ -179,7 +188,7 @@ impl Catalogue {
                 .execute_batch(EMPTY_STATE)
                 .and_then(|()| {
                     transaction
-                        .execute_batch("DELETE FROM segment; DELETE FROM chunk; DELETE FROM spare; DELETE FROM pack; UPDATE listing SET time_unix_ns = 0;")
+                        .execute_batch("DELETE FROM segment; DELETE FROM chunk; DELETE FROM spare; DELETE FROM pack; DELETE FROM refers; DELETE FROM refers_to; UPDATE listing SET time_unix_ns = 0;")
                 })
                 .and_then(|()| set_head(transaction, number, hash))
                 .map_err(|error| self.error(error))

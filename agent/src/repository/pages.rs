@@ -23,7 +23,7 @@ use tidegate_protocol::FormatError;
 use tidegate_protocol::ids::{ChunkId, PackId, PageId};
 use tidegate_protocol::limits::PACK_BYTES_MAX;
 use tidegate_protocol::pack::{FramesKey, HEADER_BYTES_MAX, Location, PackHeader};
-use tidegate_protocol::page::{Inner, Leaf, PageRef};
+use tidegate_protocol::page::{Delta, Inner, Leaf, PageRef};
 
 /// Opened frames kept in memory: the pages of some 10 GiB of disk.
 const FRAMES_BYTES_MAX: u64 = 24 << 20;
@@ -93,6 +93,12 @@ impl Repository {
     /// Reads a leaf.
     pub async fn leaf(&self, page: &PageRef) -> Result<Leaf> {
         self.page(page, |bytes, page| Leaf::decode(bytes, page, &self.keys))
+            .await
+    }
+
+    /// Reads a delta page.
+    pub async fn delta(&self, page: &PageRef) -> Result<Delta> {
+        self.page(page, |bytes, page| Delta::decode(bytes, page, &self.keys))
             .await
     }
 

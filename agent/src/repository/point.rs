@@ -65,6 +65,9 @@ pub struct PointDisk {
     /// Levels of inner pages.
     #[serde(skip)]
     pub levels: u8,
+    /// Delta pages over the tree, the oldest first.
+    #[serde(skip)]
+    pub deltas: Vec<PageRef>,
 }
 
 /// What a run moved, in bytes unless said otherwise.
@@ -159,7 +162,9 @@ impl Point {
             .into_iter()
             .map(|disk| {
                 let (root, levels) = disk.tree()?;
+                let deltas = disk.delta_pages()?;
                 Ok(PointDisk {
+                    deltas,
                     name: disk.name,
                     size_bytes: disk.size_bytes,
                     source_format: disk.source_format,

@@ -14,9 +14,11 @@
 
 mod disk;
 mod memory;
+mod tracked;
 
 pub use disk::{ExpectingTarget, TILE_BYTES, Tile, TiledDisk};
 pub use memory::{MemoryDisk, MemoryTarget};
+pub use tracked::{Frozen, TrackedDisk};
 
 use std::path::Path;
 use std::sync::Arc;
@@ -134,6 +136,7 @@ pub fn request(machine: &str, source: Arc<dyn Source>, pack_bytes: Option<u32>) 
             format: "raw".to_owned(),
         }],
         host: "test".to_owned(),
+        moment: None,
         dry_run: false,
         settings: BackupSettings {
             pack_bytes: pack_bytes.unwrap_or(defaults.pack_bytes),

@@ -7,7 +7,7 @@ use crate::codec::fixed;
 use crate::error::FormatError;
 use crate::ids::{KeyId, PackId, PageId, PointId, RunId, SegmentId, SlotId};
 use crate::keys::Level;
-use crate::limits::{DISKS_MAX, NAME_BYTES_MAX};
+use crate::limits::{DELTA_PAGES_MAX, DISKS_MAX, NAME_BYTES_MAX};
 use crate::pack::{Location, PackKind};
 use crate::page::{self, PageRef};
 use prost::Message;
@@ -72,6 +72,7 @@ impl PointCommitted {
             name("disk", &disk.name)?;
             printable("source format", &disk.source_format)?;
             disk.tree()?;
+            disk.delta_pages()?;
             names.push(&disk.name);
         }
         names.sort_unstable();
@@ -120,9 +121,20 @@ pub struct Disk {
     /// The format of the image it was read from, for people.
     #[prost(string, tag = "4")]
     pub source_format: String,
+    /// Delta pages laid over the tree, the oldest first: what a later one says outranks it all.
+    #[prost(message, repeated, tag = "5")]
+    pub deltas: Vec<StoredPageRef>,
 }
 
 impl Disk {
+    /// The delta pages, checked.
+    pub fn delta_pages(&self) -> Result<Vec<PageRef>, FormatError> {
+        if self.deltas.len() > DELTA_PAGES_MAX {
+            return Err(out_of_range("delta pages", self.deltas.len() as u64));
+        }
+        self.deltas.iter().map(StoredPageRef::decode).collect()
+    }
+
     /// The root page, checked, and the tree's levels.
     pub fn tree(&self) -> Result<(Option<PageRef>, u8), FormatError> {
         let levels = page::tree_levels(self.size_bytes).ok_or(FormatError::Range {

@@ -17,8 +17,8 @@ use tidegate_protocol::frame::FrameOpener;
 use tidegate_protocol::ids::PackId;
 use tidegate_protocol::keys::Level;
 use tidegate_protocol::pack::{Footer, PackHeader};
-use tidegate_protocol::page::{Inner, Leaf, PageRef};
-use tidegate_protocol::record::Header;
+use tidegate_protocol::page::{Delta, Inner, Leaf, PageRef};
+use tidegate_protocol::record::{Body, Header};
 use tidegate_protocol::segment::Segment;
 use tidegate_protocol::slot::{Credential, Slot};
 use tidegate_protocol::{SegmentId, key_file};
@@ -169,6 +169,12 @@ fn pages() {
         Inner::decode(&stored, &page(id), 1, keys).unwrap(),
         support::inner()
     );
+    let (id, fresh) = support::delta().encode(keys).unwrap();
+    let stored = golden("page-delta.bin", &fresh);
+    assert_eq!(
+        Delta::decode(&stored, &page(id), keys).unwrap(),
+        support::delta()
+    );
 }
 
 #[test]
@@ -199,6 +205,18 @@ fn records() {
         let header = Header::decode(&stored, keys.root_public(), REPOSITORY).unwrap();
         assert_eq!(header.open_body(&stored, keys).unwrap(), body);
     }
+}
+
+#[test]
+fn a_point_with_delta_pages() {
+    let body = Body::PointCommitted(support::point_with_deltas());
+    let stored = golden(
+        "record-01-point-with-deltas.bin",
+        &support::record_of(&body),
+    );
+    let keys = keys(Level::Maintenance);
+    let header = Header::decode(&stored, keys.root_public(), REPOSITORY).unwrap();
+    assert_eq!(header.open_body(&stored, keys).unwrap(), body);
 }
 
 #[test]

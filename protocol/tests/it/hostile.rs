@@ -11,7 +11,7 @@ use tidegate_protocol::frame::FrameOpener;
 use tidegate_protocol::ids::{PackId, PageId};
 use tidegate_protocol::keys::Level;
 use tidegate_protocol::pack::{Footer, PackHeader, TRAILER_BYTES, footer_range};
-use tidegate_protocol::page::{Inner, Leaf, PageRef};
+use tidegate_protocol::page::{Delta, Inner, Leaf, PageRef};
 use tidegate_protocol::record::Header;
 use tidegate_protocol::segment::Segment;
 use tidegate_protocol::slot::{Credential, Slot};
@@ -286,6 +286,36 @@ fn pages_keep_their_logical_content_whatever_happens_to_hints() {
     }
 }
 
+#[test]
+fn so_do_delta_pages() {
+    let keys = keys(Level::Host);
+    let (id, bytes) = support::delta().encode(keys).unwrap();
+    let page = PageRef {
+        id,
+        location: support::location(1, 0, 1),
+    };
+    let logical = |delta: &Delta| -> Vec<_> {
+        let part = |slice: tidegate_protocol::page::Slice| (slice.chunk, slice.offset);
+        delta
+            .extents
+            .iter()
+            .map(|extent| (extent.start, extent.length, extent.slice.map(part)))
+            .collect()
+    };
+    let hints_from = 5 + u32::from_le_bytes(bytes[1..5].try_into().unwrap()) as usize;
+    for byte in 0..bytes.len() {
+        for bit in 0..8 {
+            let mut changed = bytes.clone();
+            changed[byte] ^= 1 << bit;
+            if let Ok(delta) = Delta::decode(&changed, &page, keys) {
+                assert!(byte >= hints_from);
+                assert_eq!(logical(&delta), logical(&support::delta()));
+            }
+        }
+        assert!(Delta::decode(&bytes[..byte], &page, keys).is_err());
+    }
+}
+
 /// Bytes that begin like an object of ours, or not.
 fn any_bytes() -> impl Strategy<Value = Vec<u8>> {
     let magic = prop_oneof![
@@ -334,8 +364,12 @@ proptest! {
         if let Ok(inner) = Inner::decode(&bytes, &page, level, keys) {
             prop_assert_eq!(inner.encode(keys).unwrap().0, id);
         }
+        if let Ok(delta) = Delta::decode(&bytes, &page, keys) {
+            prop_assert_eq!(delta.encode(keys).unwrap().0, id);
+        }
         let other = PageRef { id: PageId([0; 32]), ..page };
         prop_assert!(Leaf::decode(&bytes, &other, keys).is_err());
+        prop_assert!(Delta::decode(&bytes, &other, keys).is_err());
         prop_assert!(Inner::decode(&bytes, &other, level, keys).is_err());
     }
 

@@ -9,15 +9,18 @@ use tidegate_protocol::frame::FrameOpener;
 use tidegate_protocol::ids::{PackId, PageId, SlotId};
 use tidegate_protocol::keys::Level;
 use tidegate_protocol::limits::{
-    BLOCK_BYTES, CHUNK_BYTES_MAX, DISK_BYTES_MAX, FAN_OUT, FRAME_BYTES_MIN, FRAME_RAW_BYTES_MAX,
-    LEAF_BYTES, LEAF_EXTENTS_MAX, PAGE_BYTES_MAX, SEGMENT_BLOCK_ENTRIES,
+    BLOCK_BYTES, CHUNK_BYTES_MAX, DELTA_EXTENTS_MAX, DELTA_PAGES_MAX, DISK_BYTES_MAX, FAN_OUT,
+    FRAME_BYTES_MIN, FRAME_RAW_BYTES_MAX, LEAF_BYTES, LEAF_EXTENTS_MAX, PAGE_BYTES_MAX,
+    SEGMENT_BLOCK_ENTRIES,
 };
 use tidegate_protocol::pack::{
     Footer, HEADER_BYTES_MAX, Location, PackHeader, PackKind, PackWriter, TRAILER_BYTES,
     footer_range,
 };
-use tidegate_protocol::page::{Extent, Inner, Leaf, PageRef, Slice, page_span_bytes, tree_levels};
-use tidegate_protocol::record::{self, Header, Kind};
+use tidegate_protocol::page::{
+    Delta, DeltaExtent, Extent, Inner, Leaf, PageRef, Slice, page_span_bytes, tree_levels,
+};
+use tidegate_protocol::record::{self, Body, Header, Kind, PointCommitted};
 use tidegate_protocol::segment::Segment;
 use tidegate_protocol::slot::{Credential, Slot};
 use tidegate_protocol::{ChunkId, SegmentId, key_file};
@@ -559,6 +562,118 @@ fn any_leaf() -> impl Strategy<Value = Leaf> {
     vec(extent, 0..100).prop_map(|extents| Leaf { extents })
 }
 
+fn read_delta(delta: &Delta) -> Delta {
+    let keys = keys(Level::Maintenance);
+    let (id, bytes) = delta.encode(keys).unwrap();
+    assert!(bytes.len() <= PAGE_BYTES_MAX as usize);
+    let page = PageRef {
+        id,
+        location: support::location(1, 0, 1),
+    };
+    Delta::decode(&bytes, &page, keys).unwrap()
+}
+
+#[test]
+fn delta_pages_at_their_bounds() {
+    let keys = keys(Level::Host);
+    let location = |number: u32| Location {
+        pack: PackId([7; 32]),
+        frame_offset: 72,
+        frame_bytes: FRAME_RAW_BYTES_MAX,
+        offset_in_frame: number,
+        length: CHUNK_BYTES_MAX,
+    };
+    let extent = |number: u32| DeltaExtent {
+        start: u64::from(number) << 30,
+        length: 1 << 21,
+        slice: Some(Slice {
+            chunk: ChunkId(*blake3::hash(&number.to_le_bytes()).as_bytes()),
+            offset: 1 << 21,
+            location: location(number),
+        }),
+    };
+    // Each of another chunk in another place: the largest there is.
+    let mut full = Delta {
+        extents: (0..).map(extent).take(DELTA_EXTENTS_MAX).collect(),
+    };
+    assert_eq!(read_delta(&full), full);
+    full.extents.push(extent(1 << 20));
+    assert!(full.encode(keys).is_err(), "one too many");
+    let refused = |extents: Vec<DeltaExtent>| assert!(Delta { extents }.encode(keys).is_err());
+    refused(vec![extent(1), extent(0)]);
+    refused(vec![extent(1), extent(1)]);
+    let empty = DeltaExtent {
+        length: 0,
+        ..extent(0)
+    };
+    refused(vec![empty]);
+    let past = DeltaExtent {
+        length: (1 << 21) + 1,
+        ..extent(0)
+    };
+    refused(vec![past]);
+    let last = DeltaExtent {
+        start: DISK_BYTES_MAX - (1 << 21),
+        ..extent(0)
+    };
+    let outside = DeltaExtent {
+        start: last.start + 1,
+        ..last
+    };
+    refused(vec![outside]);
+    assert_eq!(
+        read_delta(&Delta {
+            extents: vec![last]
+        })
+        .extents,
+        [last]
+    );
+}
+
+#[test]
+fn a_point_names_delta_pages() {
+    let encode = |point: PointCommitted| {
+        let body = Body::PointCommitted(point);
+        record::encode(&body, &support::head(), 1, [9; 32], keys(Level::Host))
+    };
+    let mut point = support::point_with_deltas();
+    assert!(encode(point.clone()).is_ok());
+    assert_eq!(point.disks[0].delta_pages().unwrap().len(), 2);
+    let page = point.disks[0].deltas[0].clone();
+    point.disks[0].deltas = vec![page; DELTA_PAGES_MAX + 1];
+    assert!(encode(point).is_err());
+}
+
+fn any_delta() -> impl Strategy<Value = Delta> {
+    let slice = (any::<u8>(), 0..BLOCK_BYTES);
+    let extent = (
+        0..1_u64 << 33,
+        1..3 * BLOCK_BYTES,
+        proptest::option::of(slice),
+    );
+    vec(extent, 0..200).prop_map(|extents| {
+        let mut end = 0;
+        let extents = extents.into_iter().map(|(gap, length, slice)| {
+            // Near neighbours are the rule.
+            let start = end + if gap % 3 == 0 { 0 } else { gap };
+            end = start + u64::from(length);
+            let slice = slice.map(|(chunk, offset)| Slice {
+                chunk: ChunkId([chunk; 32]),
+                offset,
+                location: support::location(1, u32::from(chunk) << 14, 4 * BLOCK_BYTES),
+            });
+            DeltaExtent {
+                start,
+                length,
+                slice,
+            }
+        });
+        Delta {
+            extents: extents.collect(),
+        }
+    })
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -578,6 +693,11 @@ proptest! {
     #[test]
     fn any_leaf_page(leaf in any_leaf()) {
         prop_assert_eq!(read_leaf(&leaf), leaf);
+    }
+
+    #[test]
+    fn any_delta_page(delta in any_delta()) {
+        prop_assert_eq!(read_delta(&delta), delta);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use tidegate_protocol::frame::PayloadEncoder;
 use tidegate_protocol::ids::{KeyId, PackId, PageId, PointId, RecordHash, RunId, SlotId};
 use tidegate_protocol::keys::{Keys, Level, RepositorySecret, SealPrivateKey, Secret};
 use tidegate_protocol::pack::{Location, PackKind, PackRandom, PackWriter, SealedPack};
-use tidegate_protocol::page::{Extent, Inner, Leaf, PageRef, Slice};
+use tidegate_protocol::page::{Delta, DeltaExtent, Extent, Inner, Leaf, PageRef, Slice};
 use tidegate_protocol::record::{
     self, Body, ChunksRelocated, Disk, Evidence, Head, HoldLifted, HoldSet, IndexMerged,
     KeyChanged, Kind, PackSize, PacksCondemned, PacksFoundBad, PacksSwept, PointCommitted,
@@ -225,6 +225,32 @@ pub(crate) fn leaf() -> Leaf {
     }
 }
 
+/// Every form that an extent of a delta page can take.
+pub(crate) fn delta() -> Delta {
+    let slice = |tag: u8, offset, location| {
+        Some(Slice {
+            chunk: ChunkId([tag; 32]),
+            offset,
+            location,
+        })
+    };
+    let extent = |start, length, slice| DeltaExtent {
+        start,
+        length,
+        slice,
+    };
+    Delta {
+        extents: vec![
+            extent(0, 4096, slice(1, 0, location(0xa1, 0, 32768))),
+            extent(8192, 4096, slice(1, 4096, location(0xa1, 0, 32768))),
+            extent(12288, 16384, slice(2, 0, location(0xa1, 32768, 16384))),
+            extent(5 << 30, 1 << 20, None),
+            extent(7 << 40, 1000, slice(1, 8192, location(0xa1, 0, 32768))),
+            extent((7 << 40) + 1000, 512, slice(3, 0, location(0xa2, 0, 65536))),
+        ],
+    }
+}
+
 pub(crate) fn page_ref(tag: u8, pack: PackId) -> PageRef {
     PageRef {
         id: PageId([tag; 32]),
@@ -362,12 +388,14 @@ pub(crate) fn point() -> PointCommitted {
                 size_bytes: 40 << 30,
                 root: Some(StoredPageRef::encode(&page_ref(1, PackId([0xb1; 32])))),
                 source_format: "qcow2".to_owned(),
+                deltas: Vec::new(),
             },
             Disk {
                 name: "vdb".to_owned(),
                 size_bytes: 1000,
                 root: None,
                 source_format: "raw".to_owned(),
+                deltas: Vec::new(),
             },
         ],
         parent: PointId([2; 16]).0.to_vec(),
@@ -390,6 +418,16 @@ pub(crate) fn point() -> PointCommitted {
             chunks: 6,
         }),
     }
+}
+
+/// A point of quick cycles: what was written since lies over the tree.
+pub(crate) fn point_with_deltas() -> PointCommitted {
+    let mut point = point();
+    let page = |tag| StoredPageRef::encode(&page_ref(tag, PackId([0xb3; 32])));
+    for disk in &mut point.disks {
+        disk.deltas = vec![page(1), page(2)];
+    }
+    point
 }
 
 pub(crate) fn head() -> Head {

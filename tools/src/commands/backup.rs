@@ -29,6 +29,7 @@ pub(super) async fn run(global: &Global, args: Backup, context: &Context) -> Res
         machine: machine.clone(),
         disks,
         host: replicate::host_name(),
+        moment: None,
         dry_run: args.dry_run,
         settings: how,
     };

@@ -163,6 +163,7 @@ impl Run<'_> {
             )
             .await?,
             host: replicate::host_name(),
+            moment: None,
             dry_run: false,
             settings: BackupSettings::default(),
         };

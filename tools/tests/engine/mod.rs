@@ -112,6 +112,7 @@ impl Engine {
             machine: machine.to_owned(),
             disks: vec![disk],
             host: "other".to_owned(),
+            moment: None,
             dry_run: false,
             settings: BackupSettings::default(),
         };

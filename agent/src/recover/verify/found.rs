@@ -10,7 +10,6 @@ use crate::repository::{Point, Repository};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use tidegate_protocol::ids::{ChunkId, PackId, PointId};
-use tidegate_protocol::limits::LEAF_BYTES;
 use tidegate_protocol::record;
 use tokio_util::sync::CancellationToken;
 
@@ -103,13 +102,13 @@ impl Found {
                     for group in 0..tree.groups() {
                         stop_here(stop)?;
                         // Damaged pages were reported before; what they hide cannot be walked.
-                        for (index, page) in readable(tree.group(group).await)?.unwrap_or_default()
-                        {
-                            let Some(leaf) = readable(tree.read_leaf(index, &page).await)? else {
+                        for leaf_ref in readable(tree.group(group).await)?.unwrap_or_default() {
+                            let Some(leaf) = readable(tree.read_leaf(&leaf_ref).await)? else {
                                 continue;
                             };
-                            let mut stretch = Stretch::at(index * LEAF_BYTES);
-                            stretch.leaf(index * LEAF_BYTES, &leaf);
+                            let start = leaf_ref.range().start;
+                            let mut stretch = Stretch::at(start);
+                            stretch.leaf(start, &leaf);
                             for want in stretch.wants {
                                 let pack = want.location.pack;
                                 let spared = partly.contains(&pack)

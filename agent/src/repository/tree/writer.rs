@@ -5,6 +5,8 @@
 //! its frame is in a pack, and the pack's name only when the pack is full: until then references to
 //! it stand as [`PackId::OWN`], which is what they are for pages of the same pack.
 //!
+//! Delta pages, which are laid over a tree, are written to the same packs.
+//!
 //! Where an inner page has the very children that the parent point's page had, that page is referred
 //! to again: an unchanged disk writes nothing.
 
@@ -17,13 +19,16 @@ use tidegate_protocol::ids::{PackId, PageId};
 use tidegate_protocol::keys::Keys;
 use tidegate_protocol::limits::FAN_OUT;
 use tidegate_protocol::pack::{Location, PackKind, PackRandom, PackWriter, SealedPack};
-use tidegate_protocol::page::{Inner, PageRef};
+use tidegate_protocol::page::{Delta, Inner, PageRef};
 
 /// Raw bytes of pages sealed together.
 const FRAME_RAW_BYTES: usize = 256 << 10;
 
 /// zstd level for pages: they are few, and mostly hashes.
 const COMPRESSION_LEVEL: i32 = 3;
+
+/// Stands for the level of delta pages, which are on none.
+const DELTA_LEVEL: u8 = u8::MAX;
 
 /// What a leaf came to.
 #[derive(Debug)]
@@ -51,6 +56,8 @@ pub trait OldTree {
 pub struct WrittenTrees {
     /// Every disk's root; `None` is all hole.
     pub roots: Vec<Option<PageRef>>,
+    /// Every disk's delta pages that were given, in that order.
+    pub deltas: Vec<Vec<PageRef>>,
     /// Pages written.
     pub pages: u64,
 }
@@ -76,6 +83,7 @@ struct DiskTree {
     counts: Vec<u64>,
     nodes: HashMap<(u8, u64), Node>,
     root: Option<Option<Child>>,
+    deltas: Vec<Child>,
 }
 
 struct Node {
@@ -93,6 +101,7 @@ struct Child {
 
 struct Pending {
     disk: usize,
+    /// [`DELTA_LEVEL`] of a delta page.
     level: u8,
     index: u64,
     id: PageId,
@@ -144,6 +153,22 @@ impl<'a, F: FnMut() -> Result<PackRandom>> TreeWriter<'a, F> {
         }
     }
 
+    /// Keeps the parent point's tree for the disk with that number, which is given no leaves then.
+    pub fn keep(&mut self, disk: usize, root: Option<PageRef>) {
+        if let Some(tree) = self.disks.get_mut(disk) {
+            tree.root = Some(root.map(|page| Child {
+                page,
+                written_to: None,
+            }));
+        }
+    }
+
+    /// Takes a delta page of the disk with that number, the older ones first.
+    pub fn delta(&mut self, disk: usize, delta: &Delta, old: &mut impl OldTree) -> Result<()> {
+        let (id, bytes) = delta.encode(self.keys).map_err(refused)?;
+        self.page(disk, DELTA_LEVEL, 0, id, &bytes, old)
+    }
+
     /// Packs that were filled since the last call.
     pub fn take_finished(&mut self) -> Vec<SealedPack> {
         std::mem::take(&mut self.finished)
@@ -156,7 +181,10 @@ impl<'a, F: FnMut() -> Result<PackRandom>> TreeWriter<'a, F> {
         }
         self.close_pack();
         let mut roots = Vec::with_capacity(self.disks.len());
+        let mut deltas = Vec::with_capacity(self.disks.len());
         for disk in &self.disks {
+            let pages = disk.deltas.iter().map(|child| self.reference(child));
+            deltas.push(pages.collect::<Result<_>>()?);
             let root = match (&disk.root, disk.counts.first()) {
                 (Some(root), _) => *root,
                 (None, Some(0)) => None,
@@ -166,6 +194,7 @@ impl<'a, F: FnMut() -> Result<PackRandom>> TreeWriter<'a, F> {
         }
         let trees = WrittenTrees {
             roots,
+            deltas,
             pages: self.pages,
         };
         Ok((trees, self.finished))
@@ -268,6 +297,10 @@ impl<'a, F: FnMut() -> Result<PackRandom>> TreeWriter<'a, F> {
         let Some(tree) = self.disks.get_mut(disk) else {
             return Err(incomplete());
         };
+        if level == DELTA_LEVEL {
+            tree.deltas.extend(child);
+            return Ok(());
+        }
         if usize::from(level) + 1 >= tree.counts.len() {
             tree.root = Some(child);
             return Ok(());
@@ -348,6 +381,7 @@ impl DiskTree {
             counts,
             nodes: HashMap::new(),
             root: None,
+            deltas: Vec::new(),
         }
     }
 

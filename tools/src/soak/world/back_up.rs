@@ -149,6 +149,7 @@ impl World {
             machine: name_of(machine),
             disks: disks.collect(),
             host: name,
+            moment: None,
             dry_run: false,
             settings: BackupSettings {
                 workers: 1 + usize::try_from(random.below(3)).unwrap_or(0),
