@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use tidegate_agent::Result;
 use tidegate_agent::progress::Progress;
-use tidegate_agent::recover::{VerifySettings, diff, export, verify};
+use tidegate_agent::recover::{VerifySettings, diff, export, note_damage, verify};
 use tidegate_agent::replicate::{
     BackupRequest, BackupSettings, BackupSummary, DiskToBackUp, Mode, backup,
 };
@@ -443,10 +443,13 @@ async fn a_lost_delta_page_is_told() -> Result<()> {
             .iter()
             .all(|touched| touched.point != points[0].id.to_string())
     );
-    // This machine has kept the page: the next backup stores it anew.
+    // This machine has kept the page: once it knows, the next backup stores it anew, and does not go
+    // on from what is damaged.
+    assert_eq!(note_damage(&stranger, &report).await?, 1);
     disk.write(6 * MIB, &[7; 4096]);
     let repository = lab.open().await;
-    back_up(&repository, &mut disk, u64::MAX).await;
+    let (summary, _) = back_up(&repository, &mut disk, u64::MAX).await;
+    assert!(!summary.tracking[0].tracked, "{summary:?}");
     let cache = tempfile::tempdir().unwrap();
     let stranger = lab.try_open(cache.path()).await?;
     assert_sound(&stranger).await;
