@@ -16,6 +16,7 @@
 //! meanwhile sends the run back to the disks, where all else is found to be known already.
 
 mod assemble;
+mod audit;
 mod claims;
 mod doubt;
 mod draft;
@@ -26,6 +27,7 @@ mod publish;
 mod way;
 mod worker;
 
+pub use audit::caught;
 pub use images::{host_name, name_of, open_images};
 
 use crate::blocking::blocking;
@@ -37,8 +39,9 @@ use crate::progress::Progress;
 use crate::repository::point::{PointDisk, as_optional_text};
 use crate::repository::tree::TreeReader;
 use crate::repository::{Point, Repository};
-use crate::source::Source;
+use crate::source::{Source, Tracking};
 use assemble::{Assembled, Landed, assembler};
+use audit::Audit;
 use claims::Claims;
 use publish::{Published, Publisher};
 use serde::Serialize;
@@ -53,7 +56,7 @@ use tidegate_protocol::limits::{
     DELTA_EXTENTS_MAX, DISK_BYTES_MAX, DISKS_MAX, NAME_BYTES_MAX, PACK_BYTES_MAX,
 };
 use tidegate_protocol::page;
-use tidegate_protocol::record::{self, Body, Consistency, PointCommitted, StoredPageRef};
+use tidegate_protocol::record::{self, Body, Consistency, PointCommitted, Role, StoredPageRef};
 use tidegate_protocol::segment::Segment;
 use tokio_util::sync::CancellationToken;
 use way::Way;
@@ -122,6 +125,8 @@ pub struct DiskToBackUp {
     pub source: Arc<dyn Source>,
     /// The image's format, for people.
     pub format: String,
+    /// What it is to the machine.
+    pub role: Role,
 }
 
 /// How a backup goes about its work.
@@ -138,6 +143,9 @@ pub struct BackupSettings {
     /// Extents laid over a disk's tree beyond which the tree is written again, at most and by default
     /// 131,072: some 15 MB in the memory of whoever reads it.
     pub laid_extents_max: u64,
+    /// How much of a tracked disk is compared all the same, in millionths; 1,000 by default, and never
+    /// more than 256 MiB in a run.
+    pub audit_ppm: u32,
     /// How old this machine's last listing of the store's packs may be; where it is older, a backup
     /// begins with one, which is a request for each thousand packs, and stores anew what is gone.
     pub listing_age_max: Duration,
@@ -153,6 +161,7 @@ impl Default for BackupSettings {
             pack_bytes: 32 << 20,
             uploads_in_flight: 3,
             laid_extents_max: LAID_EXTENTS_MAX,
+            audit_ppm: 1000,
             listing_age_max: LISTING_AGE_MAX,
             pacer: None,
         }
@@ -212,6 +221,10 @@ pub struct DiskTracking {
     pub tracked: bool,
     /// For people: by what, or why not.
     pub reason: String,
+    /// Blocks of 4 KiB that the source called unchanged, and that were compared all the same.
+    pub audited_blocks: u64,
+    /// Chunks among them that had changed: more than none is an alarm.
+    pub false_chunks: u64,
 }
 
 /// What the cutting threads count.
@@ -557,8 +570,15 @@ fn old_disk<'a>(
     request: &BackupRequest,
     disk: &DiskToBackUp,
 ) -> Option<&'a PointDisk> {
-    match (point.disks.as_slice(), request.disks.as_slice()) {
-        ([only], [_]) => Some(only),
+    if disk.role != Role::Disk {
+        let mut files = point.files.iter();
+        let old =
+            files.find(|file| file.role == Some(disk.role) && file.content.name == disk.name)?;
+        return Some(&old.content);
+    }
+    let mut disks = request.disks.iter().filter(|disk| disk.role == Role::Disk);
+    match (point.disks.as_slice(), disks.nth(1)) {
+        ([only], None) => Some(only),
         (disks, _) => disks.iter().find(|old| old.name == disk.name),
     }
 }
@@ -616,20 +636,56 @@ async fn open_disks(
             request.settings.laid_extents_max.min(LAID_EXTENTS_MAX),
         )
         .await?;
+        let mut chosen = chosen;
+        let old = old.map(|(_, parent)| Arc::new(parent));
+        let audit = match (&chosen.way, &old) {
+            (Way::Lay(_) | Way::Rewrite, Some(parent)) => {
+                let audit = audited(repository, &source, parent, request.settings.audit_ppm).await;
+                match audit {
+                    Ok(audit) if audit.false_chunks == 0 => audit,
+                    Ok(audit) => {
+                        chosen = way::Chosen::compare(audit::reason(&audit));
+                        audit
+                    }
+                    Err(error) => {
+                        chosen = way::Chosen::compare(audit::failed(&error));
+                        Audit::default()
+                    }
+                }
+            }
+            _ => Audit::default(),
+        };
         tracking.push(DiskTracking {
             disk: disk.name.clone(),
             tracked: !matches!(chosen.way, Way::Compare),
             reason: chosen.reason,
+            audited_blocks: audit.blocks,
+            false_chunks: audit.false_chunks,
         });
         disks.push(Disk {
             source,
             size_bytes,
             regions,
-            parent: old.map(|(_, parent)| parent),
+            parent: old,
             way: chosen.way,
         });
     }
     Ok((disks, tracking))
+}
+
+async fn audited(
+    repository: &Arc<Repository>,
+    source: &Arc<dyn Source>,
+    parent: &Arc<Parent>,
+    share_ppm: u32,
+) -> Result<Audit> {
+    let (repository, source, parent) = (
+        Arc::clone(repository),
+        Arc::clone(source),
+        Arc::clone(parent),
+    );
+    let runtime = tokio::runtime::Handle::current();
+    blocking(move || audit::audit(&repository, &runtime, source.as_ref(), &parent, share_ppm)).await
 }
 
 fn check(request: &BackupRequest) -> Result<()> {
@@ -758,12 +814,22 @@ fn point_record(
             .iter()
             .zip(&outcome.assembled.roots)
             .zip(&outcome.assembled.deltas)
-            .map(|((disk, root), deltas)| record::Disk {
+            .zip(&outcome.tracking)
+            .map(|(((disk, root), deltas), tracking)| record::Disk {
                 name: disk.name.clone(),
                 deltas: deltas.iter().map(StoredPageRef::encode).collect(),
                 size_bytes: disk.source.size_bytes(),
                 root: root.as_ref().map(StoredPageRef::encode),
                 source_format: disk.format.clone(),
+                role: disk.role.tag(),
+                tracking: (disk.source.tracking() != Tracking::Untracked).then(|| {
+                    record::Tracking {
+                        believed: tracking.tracked,
+                        reason: tracking.reason.clone(),
+                        audited_blocks: tracking.audited_blocks,
+                        false_chunks: tracking.false_chunks,
+                    }
+                }),
             })
             .collect(),
         parent: parent.map_or_else(Vec::new, |point| point.id.0.to_vec()),

@@ -33,6 +33,7 @@ use tidegate_agent::{Kind, Result};
 use tidegate_protocol::ids::{PackId, RecordHash};
 use tidegate_protocol::keys::Keys;
 use tidegate_protocol::limits::RECORD_BYTES_MAX;
+use tidegate_protocol::record::Role;
 use tidegate_protocol::record::{self, Body, Head, PacksCondemned, PacksSwept};
 use tokio_util::sync::CancellationToken;
 
@@ -81,6 +82,7 @@ fn request_noticing(content: &[u8], on_read: Arc<dyn Fn() + Send + Sync>) -> Bac
             name: "disk".to_owned(),
             source: MemoryDisk::noticing(content, on_read),
             format: "raw".to_owned(),
+            role: Role::Disk,
         }],
         host: "test".to_owned(),
         moment: None,

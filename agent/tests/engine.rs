@@ -19,6 +19,7 @@ use tidegate_agent::repository::{PointDisk, Repository, Selector};
 use tidegate_agent::target::Target;
 use tidegate_agent::{Error, Kind, Result};
 use tidegate_protocol::keys::Level;
+use tidegate_protocol::record::Role;
 use tokio_util::sync::CancellationToken;
 
 /// Reproducible content: data that compresses somewhat, with holes and repeats.
@@ -54,6 +55,7 @@ fn request(machine: &str, disks: &[(&str, Vec<u8>)]) -> BackupRequest {
                 name: (*name).to_owned(),
                 source: MemoryDisk::of(content),
                 format: "raw".to_owned(),
+                role: Role::Disk,
             })
             .collect(),
         host: "test".to_owned(),

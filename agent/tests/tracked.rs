@@ -23,6 +23,7 @@ use tidegate_agent::replicate::{
 };
 use tidegate_agent::repository::{Point, Repository};
 use tidegate_agent::store::fault::Operation;
+use tidegate_protocol::record::Role;
 use tokio_util::sync::CancellationToken;
 
 fn request(disk: &Frozen, laid_extents_max: u64) -> BackupRequest {
@@ -32,6 +33,7 @@ fn request(disk: &Frozen, laid_extents_max: u64) -> BackupRequest {
             name: "vda".to_owned(),
             source: Arc::new(disk.clone()),
             format: "qcow2".to_owned(),
+            role: Role::Disk,
         }],
         host: "test".to_owned(),
         moment: None,
@@ -410,6 +412,61 @@ async fn what_lies_over_a_tree_is_seen_by_diff_and_export() {
             (29 * MIB + 8192..30 * MIB, false),
         ]
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tracker_that_lies_is_caught_by_an_audit() {
+    let rng = &mut Dice::of(16);
+    for (unseen_at, what) in [(3 * MIB, "in a chunk"), (11 * MIB, "in a hole")] {
+        let lab = Lab::in_memory().await;
+        let repository = lab.open().await;
+        let mut disk = TrackedDisk::new(12 * MIB, 4096);
+        let bytes = random(rng, 8 * MIB);
+        disk.write(0, &bytes);
+        back_up(&repository, &mut disk, u64::MAX).await;
+        // An honest one is believed, and what was compared is told and recorded.
+        disk.write(MIB, &bytes[..4096]);
+        let (summary, _) = audited(&repository, &mut disk, 1_000_000).await;
+        let told = &summary.tracking[0];
+        assert!(told.tracked && told.audited_blocks > 500, "{told:?}");
+        assert_eq!(told.false_chunks, 0);
+        disk.write(2 * MIB, &bytes[..4096]);
+        disk.write_unseen(unseen_at, &bytes[..4096]);
+        // Without an audit nobody notices.
+        let (summary, _) = audited(&repository, &mut disk, 0).await;
+        assert!(summary.tracking[0].tracked);
+        let points = repository.points(None).unwrap();
+        assert!(content(&repository, &points[2]).await != disk.content());
+        // A full audit does, and the point is right again.
+        let (summary, _) = audited(&repository, &mut disk, 1_000_000).await;
+        let told = &summary.tracking[0];
+        assert!(!told.tracked && told.false_chunks > 0, "{what}: {told:?}");
+        assert!(
+            summary.reason.contains("its tracker is wrong"),
+            "{}",
+            summary.reason
+        );
+        let points = repository.points(None).unwrap();
+        assert!(content(&repository, &points[3]).await == disk.content());
+        let recorded = points[3].disks[0].tracking.as_ref().unwrap();
+        assert!(!recorded.believed && recorded.false_chunks > 0);
+    }
+}
+
+async fn audited(
+    repository: &Arc<Repository>,
+    disk: &mut TrackedDisk,
+    audit_ppm: u32,
+) -> (BackupSummary, Frozen) {
+    let frozen = disk.freeze();
+    let mut request = request(&frozen, u64::MAX);
+    request.settings.audit_ppm = audit_ppm;
+    let stop = CancellationToken::new();
+    let summary = backup(repository, request, Arc::default(), stop)
+        .await
+        .unwrap();
+    disk.committed(summary.point.unwrap());
+    (summary, frozen)
 }
 
 /// A delta page that is gone is damage like any other, and is said to be.

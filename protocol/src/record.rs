@@ -24,9 +24,9 @@ mod body;
 
 pub use body::{
     ChunksRelocated, Consistency, Disk, Evidence, HoldLifted, HoldSet, IndexMerged, KeyChanged,
-    PackSize, PacksCondemned, PacksFoundBad, PacksSwept, PointCommitted, PointExpired,
-    RunAnnounced, StoredPageRef, Totals, VolumeOpened, pack_ids, point_id, point_ids, run_id,
-    segment_ids,
+    PackSize, PacksCondemned, PacksFoundBad, PacksSwept, PointCommitted, PointExpired, Role,
+    RunAnnounced, StoredPageRef, Totals, Tracking, VolumeOpened, pack_ids, point_id, point_ids,
+    run_id, segment_ids,
 };
 
 use crate::aead::SealKey;

@@ -148,7 +148,7 @@ pub async fn verify(
     let repository = &Arc::new(repository.open_anew(folder.path()).await?);
     let points = &damage.points_of(known_here, repository, points).await?;
     for point in points {
-        for disk in &point.disks {
+        for disk in point.contents() {
             stop_here(&stop)?;
             report.leaves += gather(repository, point, disk, &list, &mut damage, &stop).await?;
         }

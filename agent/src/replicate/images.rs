@@ -10,6 +10,7 @@ use std::collections::HashSet;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use tidegate_protocol::record::Role;
 
 /// Opens the images; each disk is named after its file, with a number behind it where two are alike.
 ///
@@ -29,6 +30,7 @@ pub async fn open_images(images: &[PathBuf], how: &OpenSettings) -> Result<Vec<D
             name,
             source,
             format: format.to_string(),
+            role: Role::Disk,
         });
     }
     Ok(disks)

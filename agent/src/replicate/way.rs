@@ -37,6 +37,16 @@ pub(super) struct Chosen {
     pub(super) reason: String,
 }
 
+impl Chosen {
+    /// To read all of it, and why.
+    pub(super) fn compare(reason: String) -> Self {
+        Self {
+            way: Way::Compare,
+            reason,
+        }
+    }
+}
+
 /// The point that the disks' sources continue, if one of them continues any. Where they continue
 /// different ones it is that of the first: the others are compared with it.
 pub(super) fn continued(disks: &[DiskToBackUp]) -> Option<PointId> {
@@ -55,12 +65,7 @@ pub(super) async fn choose(
     unsound: Option<&str>,
     laid_extents_max: u64,
 ) -> Result<Chosen> {
-    let compare = |reason: String| {
-        Ok(Chosen {
-            way: Way::Compare,
-            reason,
-        })
-    };
+    let compare = |reason: String| Ok(Chosen::compare(reason));
     let since = match source.tracking() {
         Tracking::Since(point) => point,
         Tracking::Untracked => return compare("no change tracking".to_owned()),
@@ -174,7 +179,7 @@ pub(super) async fn unsound(repository: &Arc<Repository>, point: &Point) -> Resu
 /// Every pack that a point refers to, by reading its trees.
 async fn references(repository: &Arc<Repository>, point: &Point) -> Result<HashSet<PackId>> {
     let mut packs = HashSet::new();
-    for disk in &point.disks {
+    for disk in point.contents() {
         let tree = TreeReader::new(repository, disk);
         packs.extend(disk.deltas.iter().map(|page| page.location.pack));
         let slices = tree.overlaid().await?.iter().filter_map(|run| run.content);

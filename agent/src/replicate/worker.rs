@@ -92,7 +92,7 @@ pub(super) struct Disk {
     pub(super) source: Arc<dyn Source>,
     pub(super) size_bytes: u64,
     pub(super) regions: Vec<Region>,
-    pub(super) parent: Option<Parent>,
+    pub(super) parent: Option<Arc<Parent>>,
     pub(super) way: Way,
 }
 

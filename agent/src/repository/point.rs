@@ -6,7 +6,7 @@ use serde::{Serialize, Serializer};
 use tidegate_protocol::FormatError;
 use tidegate_protocol::ids::PointId;
 use tidegate_protocol::page::PageRef;
-use tidegate_protocol::record::{self, Consistency, PointCommitted};
+use tidegate_protocol::record::{self, Consistency, PointCommitted, Role, Tracking};
 
 /// Fewest hexadecimal digits by which a point may be named.
 const ID_DIGITS_MIN: usize = 4;
@@ -34,6 +34,8 @@ pub struct Point {
     pub machine: String,
     /// The machine's disks.
     pub disks: Vec<PointDisk>,
+    /// What the machine needs besides.
+    pub files: Vec<PointFile>,
     /// The point it was compared with.
     #[serde(serialize_with = "as_optional_text")]
     pub parent: Option<PointId>,
@@ -48,6 +50,17 @@ pub struct Point {
     /// What its run moved.
     #[serde(flatten)]
     pub totals: PointTotals,
+}
+
+/// Something of a machine that is no disk, and stored like one.
+#[derive(Debug, Clone, Serialize)]
+pub struct PointFile {
+    /// What it is to the machine; none where a newer program knows.
+    #[serde(serialize_with = "as_role")]
+    pub role: Option<Role>,
+    /// Its content.
+    #[serde(flatten)]
+    pub content: PointDisk,
 }
 
 /// A disk of a recovery point.
@@ -68,6 +81,12 @@ pub struct PointDisk {
     /// Delta pages over the tree, the oldest first.
     #[serde(skip)]
     pub deltas: Vec<PageRef>,
+    /// How its changes were found, where something tracked them.
+    #[serde(
+        serialize_with = "as_tracking",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub tracking: Option<Tracking>,
 }
 
 /// What a run moved, in bytes unless said otherwise.
@@ -157,27 +176,31 @@ impl Repository {
 impl Point {
     fn decode(number: u64, body: PointCommitted) -> Result<Self, FormatError> {
         let totals = body.totals.unwrap_or_default();
-        let disks = body
-            .disks
-            .into_iter()
-            .map(|disk| {
-                let (root, levels) = disk.tree()?;
-                let deltas = disk.delta_pages()?;
-                Ok(PointDisk {
-                    deltas,
-                    name: disk.name,
-                    size_bytes: disk.size_bytes,
-                    source_format: disk.source_format,
-                    root,
-                    levels,
-                })
-            })
-            .collect::<Result<_, FormatError>>()?;
+        let (mut disks, mut files) = (Vec::new(), Vec::new());
+        for disk in body.disks {
+            let (root, levels) = disk.tree()?;
+            let deltas = disk.delta_pages()?;
+            let role = Role::from_tag(disk.role);
+            let content = PointDisk {
+                name: disk.name,
+                size_bytes: disk.size_bytes,
+                source_format: disk.source_format,
+                root,
+                levels,
+                deltas,
+                tracking: disk.tracking,
+            };
+            match role {
+                Some(Role::Disk) => disks.push(content),
+                role => files.push(PointFile { role, content }),
+            }
+        }
         Ok(Self {
             id: record::point_id(&body.point)?,
             number,
             machine: body.machine,
             disks,
+            files,
             parent: record::point_id(&body.parent).ok(),
             consistency: Consistency::name_of(body.consistency),
             taken_unix_ns: body.taken_unix_ns,
@@ -192,6 +215,12 @@ impl Point {
                 chunks: totals.chunks,
             },
         })
+    }
+
+    /// All that it stores: disks, then what the machine needs besides.
+    pub fn contents(&self) -> impl Iterator<Item = &PointDisk> {
+        let files = self.files.iter().map(|file| &file.content);
+        self.disks.iter().chain(files)
     }
 
     /// The disk of that name, or the only one.
@@ -210,6 +239,39 @@ impl Point {
             Error::new(Kind::Config, what).advise(format!("name one of: {}", names.join(", ")))
         })
     }
+}
+
+fn as_role<S: Serializer>(
+    role: &Option<Role>,
+    serializer: S,
+) -> std::result::Result<S::Ok, S::Error> {
+    serializer.serialize_str(match role {
+        Some(Role::Disk) => "disk",
+        Some(Role::Definition) => "definition",
+        Some(Role::Nvram) => "nvram",
+        Some(Role::Tpm) => "tpm",
+        None => "unknown",
+    })
+}
+
+fn as_tracking<S: Serializer>(
+    tracking: &Option<Tracking>,
+    serializer: S,
+) -> std::result::Result<S::Ok, S::Error> {
+    #[derive(Serialize)]
+    struct Told<'a> {
+        believed: bool,
+        reason: &'a str,
+        audited_blocks: u64,
+        false_chunks: u64,
+    }
+    let told = tracking.as_ref().map(|tracking| Told {
+        believed: tracking.believed,
+        reason: &tracking.reason,
+        audited_blocks: tracking.audited_blocks,
+        false_chunks: tracking.false_chunks,
+    });
+    told.serialize(serializer)
 }
 
 pub(crate) fn as_text<S: Serializer>(

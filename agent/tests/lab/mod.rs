@@ -36,6 +36,7 @@ use tidegate_agent::store::{Store, StoreSettings};
 use tidegate_agent::target::Target;
 use tidegate_protocol::key_file;
 use tidegate_protocol::keys::Keys;
+use tidegate_protocol::record::Role;
 use tokio_util::sync::CancellationToken;
 
 pub const KIB: u64 = 1 << 10;
@@ -134,6 +135,7 @@ pub fn request(machine: &str, source: Arc<dyn Source>, pack_bytes: Option<u32>) 
             name: "disk".to_owned(),
             source,
             format: "raw".to_owned(),
+            role: Role::Disk,
         }],
         host: "test".to_owned(),
         moment: None,

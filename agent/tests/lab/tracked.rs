@@ -83,6 +83,13 @@ impl TrackedDisk {
         }
     }
 
+    /// What a tracker that lies does not know of.
+    pub fn write_unseen(&mut self, offset: u64, bytes: &[u8]) {
+        let changed = self.changed.len();
+        self.write(offset, bytes);
+        self.changed.truncate(changed);
+    }
+
     /// New bytes behind the end are zeros, and no change that anybody tracks.
     pub fn grow(&mut self, by: u64) {
         self.size_bytes += by;

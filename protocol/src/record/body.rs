@@ -124,6 +124,65 @@ pub struct Disk {
     /// Delta pages laid over the tree, the oldest first: what a later one says outranks it all.
     #[prost(message, repeated, tag = "5")]
     pub deltas: Vec<StoredPageRef>,
+    /// How its changes since the parent point were found; absent where nothing tracked them.
+    #[prost(message, optional, tag = "6")]
+    pub tracking: Option<Tracking>,
+    /// A [`Role`] tag.
+    #[prost(uint32, tag = "7")]
+    pub role: u32,
+}
+
+/// How changes of a disk were found, where something tracked them.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct Tracking {
+    /// True where the tracker was believed; false where all was read and compared.
+    #[prost(bool, tag = "1")]
+    pub believed: bool,
+    /// Why not, for the audit.
+    #[prost(string, tag = "2")]
+    pub reason: String,
+    /// Blocks of 4 KiB that the tracker called unchanged and that were compared all the same.
+    #[prost(uint64, tag = "3")]
+    pub audited_blocks: u64,
+    /// Chunks among them that had changed.
+    #[prost(uint64, tag = "4")]
+    pub false_chunks: u64,
+}
+
+/// What a [`Disk`] is to its machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Role {
+    /// A disk.
+    Disk,
+    /// Its definition, as its hypervisor takes it.
+    Definition,
+    /// Variables of its firmware.
+    Nvram,
+    /// What its trusted platform module holds.
+    Tpm,
+}
+
+impl Role {
+    /// The tag in stored records.
+    pub const fn tag(self) -> u32 {
+        match self {
+            Self::Disk => 0,
+            Self::Definition => 1,
+            Self::Nvram => 2,
+            Self::Tpm => 3,
+        }
+    }
+
+    /// The role with that tag.
+    pub const fn from_tag(tag: u32) -> Option<Self> {
+        match tag {
+            0 => Some(Self::Disk),
+            1 => Some(Self::Definition),
+            2 => Some(Self::Nvram),
+            3 => Some(Self::Tpm),
+            _ => None,
+        }
+    }
 }
 
 impl Disk {

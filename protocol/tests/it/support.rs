@@ -16,7 +16,7 @@ use tidegate_protocol::page::{Delta, DeltaExtent, Extent, Inner, Leaf, PageRef, 
 use tidegate_protocol::record::{
     self, Body, ChunksRelocated, Disk, Evidence, Head, HoldLifted, HoldSet, IndexMerged,
     KeyChanged, Kind, PackSize, PacksCondemned, PacksFoundBad, PacksSwept, PointCommitted,
-    PointExpired, RunAnnounced, StoredPageRef, Totals, VolumeOpened,
+    PointExpired, RunAnnounced, StoredPageRef, Totals, Tracking, VolumeOpened,
 };
 use tidegate_protocol::segment::Segment;
 use tidegate_protocol::slot::{self, Argon2Cost, NewWrapping, SlotRandom};
@@ -388,14 +388,14 @@ pub(crate) fn point() -> PointCommitted {
                 size_bytes: 40 << 30,
                 root: Some(StoredPageRef::encode(&page_ref(1, PackId([0xb1; 32])))),
                 source_format: "qcow2".to_owned(),
-                deltas: Vec::new(),
+                ..Disk::default()
             },
             Disk {
                 name: "vdb".to_owned(),
                 size_bytes: 1000,
                 root: None,
                 source_format: "raw".to_owned(),
-                deltas: Vec::new(),
+                ..Disk::default()
             },
         ],
         parent: PointId([2; 16]).0.to_vec(),
@@ -426,7 +426,19 @@ pub(crate) fn point_with_deltas() -> PointCommitted {
     let page = |tag| StoredPageRef::encode(&page_ref(tag, PackId([0xb3; 32])));
     for disk in &mut point.disks {
         disk.deltas = vec![page(1), page(2)];
+        disk.tracking = Some(Tracking {
+            believed: true,
+            reason: "dirty bitmap".to_owned(),
+            audited_blocks: 300,
+            false_chunks: 1,
+        });
     }
+    point.disks.push(Disk {
+        name: "nvram".to_owned(),
+        size_bytes: 540_672,
+        role: record::Role::Nvram.tag(),
+        ..Disk::default()
+    });
     point
 }
 

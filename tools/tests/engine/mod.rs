@@ -21,6 +21,7 @@ use tidegate_agent::source::{OpenSettings, open_source};
 use tidegate_agent::store::{Environment, Store, StoreSettings};
 use tidegate_agent::target::{Target, create_file, partial_path};
 use tidegate_protocol::record::Body;
+use tidegate_protocol::record::Role;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
@@ -107,6 +108,7 @@ impl Engine {
             name: machine.to_owned(),
             source: Arc::from(open_source(image, &OpenSettings::default()).unwrap()),
             format: "raw".to_owned(),
+            role: Role::Disk,
         };
         let request = BackupRequest {
             machine: machine.to_owned(),

@@ -90,7 +90,7 @@ impl Found {
         if !touches.is_empty() {
             let partly: HashSet<PackId> = self.chunks.values().copied().collect();
             for point in points {
-                for disk in &point.disks {
+                for disk in point.contents() {
                     let tree = TreeReader::new(repository, disk);
                     let touched = |start: u64, length: u32| Touched {
                         machine: point.machine.clone(),

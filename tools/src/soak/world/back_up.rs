@@ -16,6 +16,7 @@ use tidegate_agent::replicate::{
 use tidegate_agent::repository::Repository;
 use tidegate_agent::store::StoreSettings;
 use tidegate_protocol::ids::PointId;
+use tidegate_protocol::record::Role;
 use tokio_util::sync::CancellationToken;
 
 impl World {
@@ -143,6 +144,7 @@ impl World {
                     on_read: Arc::clone(&on_read),
                 }),
                 format: "raw".to_owned(),
+                role: Role::Disk,
             }
         });
         BackupRequest {
@@ -160,7 +162,7 @@ impl World {
                     true => Duration::ZERO,
                     false => BackupSettings::default().listing_age_max,
                 },
-                pacer: None,
+                ..BackupSettings::default()
             },
         }
     }
