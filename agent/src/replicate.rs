@@ -585,12 +585,13 @@ fn old_disk<'a>(
 
 /// The point that the disks' change maps continue, or else the machine's newest.
 fn parent(repository: &Repository, request: &BackupRequest) -> Result<Option<Point>> {
-    let mut points = repository.points(Some(&request.machine))?;
-    let continued = way::continued(&request.disks);
-    match points.iter().position(|point| Some(point.id) == continued) {
-        Some(found) => Ok(Some(points.swap_remove(found))),
-        None => Ok(points.pop()),
+    if let Some(continued) = way::continued(&request.disks)
+        && let Some(point) = repository.point(continued)?
+        && point.machine == request.machine
+    {
+        return Ok(Some(point));
     }
+    repository.newest_point(&request.machine)
 }
 
 async fn open_disks(

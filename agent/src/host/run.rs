@@ -224,8 +224,8 @@ async fn back_up(
 
 async fn newest_point(repository: &Arc<Repository>, machine: &str) -> Option<u64> {
     let (repository, machine) = (Arc::clone(repository), machine.to_owned());
-    match blocking(move || repository.points(Some(&machine))).await {
-        Ok(mut points) => points.pop().map(|point| point.taken_unix_ns),
+    match blocking(move || repository.newest_point(&machine)).await {
+        Ok(newest) => newest.map(|point| point.taken_unix_ns),
         Err(error) => {
             tracing::warn!(
                 error = error.chain(),

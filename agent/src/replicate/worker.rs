@@ -195,8 +195,10 @@ impl<'a> Worker<'a> {
             let Some((disk, span)) = self.span_of(number) else {
                 break;
             };
-            self.span(disk, span)?;
-            self.spans_in_hand += 1;
+            // Nobody waits for what is laid over a tree in the end.
+            if self.span(disk, span)? {
+                self.spans_in_hand += 1;
+            }
             if self.spans_in_hand >= SPANS_IN_HAND_MAX {
                 self.settle_doubts()?;
                 self.flush_frame()?;
@@ -225,10 +227,11 @@ impl<'a> Worker<'a> {
         None
     }
 
-    fn span(&mut self, disk: usize, span: Range<u64>) -> Result<()> {
+    /// Returns whether leaves of it may be waiting for chunks.
+    fn span(&mut self, disk: usize, span: Range<u64>) -> Result<bool> {
         let shared = self.shared;
         let Some(content) = shared.disks.get(disk) else {
-            return Ok(());
+            return Ok(false);
         };
         // Most spans of a tracked disk: nothing to do, and nothing to ask.
         if let Way::Lay(changes) = &content.way {
@@ -238,7 +241,7 @@ impl<'a> Worker<'a> {
                 .is_none_or(|range| range.start >= span.end)
             {
                 shared.progress.add_done(span.end - span.start);
-                return Ok(());
+                return Ok(false);
             }
         }
         let mut reader = match self.readers.get_mut(disk).and_then(Option::take) {
@@ -259,10 +262,11 @@ impl<'a> Worker<'a> {
             *place = Some(reader);
         }
         shared.progress.add_done(span.end - span.start);
-        match leaves {
-            Some(leaves) => self.send(Made::Span { disk, leaves }),
-            None => Ok(()),
-        }
+        let Some(leaves) = leaves else {
+            return Ok(false);
+        };
+        self.send(Made::Span { disk, leaves })?;
+        Ok(true)
     }
 
     /// The leaves of a span that is read whole.

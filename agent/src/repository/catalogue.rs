@@ -13,7 +13,7 @@ mod state;
 pub use packs::ExpectedPack;
 
 use crate::error::{Error, Kind, Result};
-use rusqlite::{Connection, Transaction, TransactionBehavior};
+use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
 use rusqlite_migration::{M, Migrations};
 use state::{apply, head_of, is_revoked, load_block, release_packs_of_bad_segments, set_head};
 use std::collections::HashSet;
@@ -21,7 +21,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tidegate_protocol::ids::{KeyId, RecordHash, SlotId};
+use tidegate_protocol::ids::{KeyId, PointId, RecordHash, SlotId};
 use tidegate_protocol::keys::Level;
 use tidegate_protocol::limits::CHECKPOINT_BLOCK_BYTES_MAX;
 use tidegate_protocol::record::{Body, Head, Header, KeyChanged, PackSize, PointCommitted};
@@ -297,6 +297,38 @@ impl Catalogue {
         .into_iter()
         .map(|(number, body)| Ok((number.cast_unsigned(), self.decode(&body)?)))
         .collect()
+    }
+
+    /// The newest recovery point of a machine.
+    pub fn newest_point(&self, machine: &str) -> Result<Option<(u64, PointCommitted)>> {
+        self.one_point(
+            "SELECT number, body FROM point WHERE machine = ?1
+             ORDER BY taken_unix_ns DESC, number DESC LIMIT 1",
+            [machine],
+        )
+    }
+
+    /// The recovery point of that name.
+    pub fn point(&self, point: PointId) -> Result<Option<(u64, PointCommitted)>> {
+        self.one_point("SELECT number, body FROM point WHERE id = ?1", [point.0])
+    }
+
+    fn one_point(
+        &self,
+        sql: &str,
+        parameters: impl rusqlite::Params,
+    ) -> Result<Option<(u64, PointCommitted)>> {
+        let found = self.read(|connection| {
+            connection
+                .prepare_cached(sql)?
+                .query_row(parameters, |row| {
+                    Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?))
+                })
+                .optional()
+        })?;
+        found
+            .map(|(number, body)| Ok((number.cast_unsigned(), self.decode(&body)?)))
+            .transpose()
     }
 
     /// How many chunks the local index holds, and their bytes.

@@ -109,16 +109,27 @@ pub struct PointTotals {
 impl Repository {
     /// Recovery points, oldest first; of one machine or of all.
     pub fn points(&self, machine: Option<&str>) -> Result<Vec<Point>> {
-        self.catalogue
-            .points(machine)?
-            .into_iter()
-            .map(|(number, body)| {
-                Point::decode(number, body).map_err(|error| {
-                    let key = record::object_key(number);
-                    self.damaged(&key, error)
-                })
-            })
-            .collect()
+        let points = self.catalogue.points(machine)?;
+        points.into_iter().map(|found| self.read(found)).collect()
+    }
+
+    /// The newest recovery point of a machine.
+    pub fn newest_point(&self, machine: &str) -> Result<Option<Point>> {
+        let found = self.catalogue.newest_point(machine)?;
+        found.map(|found| self.read(found)).transpose()
+    }
+
+    /// The recovery point of that name.
+    pub fn point(&self, point: PointId) -> Result<Option<Point>> {
+        let found = self.catalogue.point(point)?;
+        found.map(|found| self.read(found)).transpose()
+    }
+
+    fn read(&self, (number, body): (u64, PointCommitted)) -> Result<Point> {
+        Point::decode(number, body).map_err(|error| {
+            let key = record::object_key(number);
+            self.damaged(&key, error)
+        })
     }
 
     /// The point of `machine` that `selector` names.
