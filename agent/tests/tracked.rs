@@ -414,6 +414,9 @@ async fn what_lies_over_a_tree_is_seen_by_diff_and_export() {
     );
 }
 
+/// Places are drawn at random: so many that none is left out.
+const EVERYWHERE: u32 = 20_000_000;
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tracker_that_lies_is_caught_by_an_audit() {
     let rng = &mut Dice::of(16);
@@ -426,7 +429,7 @@ async fn a_tracker_that_lies_is_caught_by_an_audit() {
         back_up(&repository, &mut disk, u64::MAX).await;
         // An honest one is believed, and what was compared is told and recorded.
         disk.write(MIB, &bytes[..4096]);
-        let (summary, _) = audited(&repository, &mut disk, 1_000_000).await;
+        let (summary, _) = audited(&repository, &mut disk, EVERYWHERE).await;
         let told = &summary.tracking[0];
         assert!(told.tracked && told.audited_blocks > 500, "{told:?}");
         assert_eq!(told.false_chunks, 0);
@@ -438,7 +441,7 @@ async fn a_tracker_that_lies_is_caught_by_an_audit() {
         let points = repository.points(None).unwrap();
         assert!(content(&repository, &points[2]).await != disk.content());
         // A full audit does, and the point is right again.
-        let (summary, _) = audited(&repository, &mut disk, 1_000_000).await;
+        let (summary, _) = audited(&repository, &mut disk, EVERYWHERE).await;
         let told = &summary.tracking[0];
         assert!(!told.tracked && told.false_chunks > 0, "{what}: {told:?}");
         assert!(
