@@ -201,12 +201,6 @@ impl Worker<'_> {
         span: &Range<u64>,
         changes: &[Range<u64>],
     ) -> Result<Vec<(u64, Old)>> {
-        // Widened to blocks, a change reaches less than a grain into its neighbours.
-        let grain = self.params.grain_bytes();
-        let is_touched = |leaf: &Range<u64>| {
-            let wide = leaf.start.saturating_sub(grain)..leaf.end.saturating_add(grain);
-            !clipped(changes, &wide).is_empty()
-        };
         let mut leaves = Vec::new();
         for index in span.start / LEAF_BYTES..span.end.div_ceil(LEAF_BYTES) {
             let range = leaf_range(index, disk.size_bytes);
@@ -216,7 +210,8 @@ impl Worker<'_> {
                 Some(leaf) => leaf.whole_page().map(LeafContent::Same),
             };
             if let Some(same) = same
-                && !is_touched(&range)
+                // Widened to blocks, a change reaches into its neighbours, with what stood there before.
+                && clipped(changes, &range).is_empty()
             {
                 leaves.push((index, Old::Stays(same)));
                 continue;
