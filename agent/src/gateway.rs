@@ -35,7 +35,7 @@ use crate::clock;
 use crate::error::{Error, Kind, Result};
 use crate::link::endpoint;
 use crate::link::identity::{GatewayCertificates, PrivateKey, WallClock, server_config};
-use crate::store::Store;
+use crate::store::{Store, StoreSettings};
 use authority::Authority;
 use connections::Shared;
 use quinn::crypto::rustls::QuicServerConfig;
@@ -94,6 +94,19 @@ impl Gateway {
     /// # Errors
     /// [`Kind::Config`] for an address that cannot be listened on, and what [`Authority::load`] says.
     pub async fn start(config: GatewayConfig, credentials: Option<PathBuf>) -> Result<Self> {
+        Self::start_over(config, credentials, Store::open).await
+    }
+
+    /// The same, where `open` makes the store of each repository of its location. For tests and
+    /// measurements.
+    ///
+    /// # Errors
+    /// As [`Gateway::start`], and what `open` says.
+    pub async fn start_over(
+        config: GatewayConfig,
+        credentials: Option<PathBuf>,
+        open: impl Fn(&str, &StoreSettings) -> Result<Store>,
+    ) -> Result<Self> {
         let path = config.authority_key.path(credentials.as_deref())?;
         let key = blocking(move || {
             let pem = std::fs::read_to_string(&path).map_err(|error| {
@@ -132,7 +145,8 @@ impl Gateway {
             .repositories
             .into_iter()
             .map(|settings| {
-                let served = Served::new(settings, credentials.clone(), config.store.clone())?;
+                let store = config.store.clone();
+                let served = Served::new(settings, credentials.clone(), store, &open)?;
                 Ok((served.name().to_owned(), Arc::new(served)))
             })
             .collect::<Result<HashMap<_, _>>>()?;
