@@ -6,7 +6,7 @@
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use tidegate_agent::gateway::{Gateway, GatewayConfig};
+use tidegate_agent::gateway::{self, Gateway, GatewayConfig};
 use tidegate_agent::store::fault::{Fault, FaultStore, Operation};
 use tidegate_agent::store::folder::Folder;
 use tidegate_agent::store::{Store, StoreSettings};
@@ -23,9 +23,9 @@ pub(crate) struct GatewayArguments {
 pub(crate) fn serve(arguments: &GatewayArguments) -> Result<()> {
     tidegate_agent::allocator::give_back_large_buffers();
     let config = GatewayConfig::read(&arguments.config)?;
-    // As many threads as the service has.
+    // As the service does.
     tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+        .worker_threads(gateway::runtime_threads())
         .enable_all()
         .build()?
         .block_on(async {
