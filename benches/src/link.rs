@@ -1,14 +1,15 @@
 //! What the link costs where the line costs nothing: on the loopback of one machine.
 //!
 //! Incompressible packs are sent over bare quinn into nothing, as quinn and as the link would, and put through
-//! the link into a real gateway; a real image is backed up straight into a folder, and through a gateway into one. Repositories
-//! lie in memory, so that no disk is measured, and are new for every run. Runs are repeated, so a
+//! the link into a gateway whose store forgets them, and into a real one; a real image is backed up straight
+//! into a folder, and through a gateway into one. Repositories lie in memory, so that no disk is measured, and are new for every run. Runs are repeated, so a
 //! busy minute of the machine hits all alike; medians are shown.
 //!
 //! Not the link over a real line: that is [`crate::wan`]. Sender and receiver share the machine's cores here,
 //! as they never do elsewhere. Writes `benches/LINK.md`.
 
 pub(crate) mod bare;
+pub(crate) mod forgetful;
 mod page;
 mod site;
 
@@ -16,7 +17,7 @@ use crate::image::Image;
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
-use site::Site;
+use site::{Gateway, Site};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -59,6 +60,8 @@ enum Figure {
     Bare,
     /// Bare QUIC with the link's settings.
     BareAsLink,
+    /// Packs into a gateway that forgets them.
+    LinkIntoNothing,
     Link,
     BackupDirect,
     BackupThrough,
@@ -89,9 +92,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         for (figure, taken) in [
             (Figure::Bare, bare::send(&bench, false)),
             (Figure::BareAsLink, bare::send(&bench, true)),
-            (Figure::Link, put(&bench)),
-            (Figure::BackupDirect, back_up(&bench, false)),
-            (Figure::BackupThrough, back_up(&bench, true)),
+            (Figure::LinkIntoNothing, put(&bench, Gateway::Forgetful)),
+            (Figure::Link, put(&bench, Gateway::Real)),
+            (Figure::BackupDirect, back_up(&bench, None)),
+            (Figure::BackupThrough, back_up(&bench, Some(Gateway::Real))),
         ] {
             let sample = taken.with_context(|| format!("run {run} of {figure:?}"))?;
             eprintln!("run {run}: {figure:?}: {sample:.2?}");
@@ -151,9 +155,9 @@ impl Bench {
         })
     }
 
-    /// A repository of its own, with a gateway before it if `has_gateway`.
-    fn site(&self, has_gateway: bool) -> Result<Site> {
-        Site::new(&self.programs, self.work.path(), has_gateway)
+    /// A repository of its own, with a gateway before it where one is named.
+    fn site(&self, gateway: Option<Gateway>) -> Result<Site> {
+        Site::new(&self.programs, self.work.path(), gateway)
     }
 
     fn packs_bytes(&self) -> u64 {
@@ -171,8 +175,8 @@ fn noise(seed: u64, length: usize) -> Bytes {
 }
 
 /// All packs through the link, as a backup sends them.
-fn put(bench: &Bench) -> Result<Sample> {
-    let site = bench.site(true)?;
+fn put(bench: &Bench, gateway: Gateway) -> Result<Sample> {
+    let site = bench.site(Some(gateway))?;
     let settings = LinkSettings {
         identity: site.identity(),
         ..LinkSettings::default()
@@ -212,7 +216,7 @@ fn timed<T>(
 }
 
 /// The image into a new repository, by the real program.
-fn back_up(bench: &Bench, through: bool) -> Result<Sample> {
+fn back_up(bench: &Bench, through: Option<Gateway>) -> Result<Sample> {
     let site = bench.site(through)?;
     let (cost, _) = crate::speed::child::run(site.backup(bench.image.path()))?;
     let bytes = stored_bytes(&site.repository().join("packs"))?;

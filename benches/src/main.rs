@@ -40,6 +40,9 @@ enum Bench {
     /// Receives what `link` sends over bare QUIC (its child)
     #[command(hide = true)]
     BareReceiver(link::bare::ReceiverArguments),
+    /// A gateway that forgets what `link` puts through it (its child)
+    #[command(hide = true)]
+    ForgetfulGateway(link::forgetful::GatewayArguments),
     /// Reads and hashes an image (a child of `speed`)
     #[command(hide = true)]
     LimitHash(speed::limit::HashArguments),
@@ -56,6 +59,7 @@ fn main() -> anyhow::Result<()> {
         Bench::Link(arguments) => link::run(&arguments),
         Bench::Wan(arguments) => wan::run(&arguments),
         Bench::BareReceiver(arguments) => link::bare::receive(&arguments),
+        Bench::ForgetfulGateway(arguments) => link::forgetful::serve(&arguments),
         Bench::LimitHash(arguments) => speed::limit::hash(&arguments),
         Bench::LimitCopy(arguments) => speed::limit::copy(&arguments),
     }

@@ -125,12 +125,13 @@ fn run(args: Args) -> Result<()> {
                 file: config,
                 credentials: credentials(),
             };
-            serve(service::run(options, handle))
+            serve(HOST_THREADS, service::run(options, handle))
         }
         Command::Gateway { config } => {
             start_log();
             let handle = metrics::install()?;
-            serve(gateway::service::run(config, credentials(), handle))
+            let run = gateway::service::run(config, credentials(), handle);
+            serve(gateway::runtime_threads(), run)
         }
     }
 }
@@ -143,11 +144,13 @@ fn credentials() -> Option<PathBuf> {
     std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from)
 }
 
-/// Runs a service to its end. The engine has worker threads of its own: what is left for the runtime is
-/// waiting.
-fn serve(service: impl Future<Output = Result<()>>) -> Result<()> {
+/// The engine has worker threads of its own: what is left for the runtime of a host is waiting.
+const HOST_THREADS: usize = 2;
+
+/// Runs a service to its end.
+fn serve(threads: usize, service: impl Future<Output = Result<()>>) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+        .worker_threads(threads)
         .thread_name("tidegate-io")
         .enable_all()
         .build()

@@ -56,17 +56,19 @@ impl Served {
     /// Nothing is read yet: a store that does not answer must not keep a gateway from its other
     /// repositories.
     ///
-    /// `credentials` is the folder of systemd's credentials, where there is one.
+    /// `credentials` is the folder of systemd's credentials, where there is one; `open` makes the store of
+    /// the repository's location.
     pub fn new(
         settings: ServedSettings,
         credentials: Option<PathBuf>,
         store: StoreSettings,
+        open: impl Fn(&str, &StoreSettings) -> Result<Store>,
     ) -> Result<Self> {
         let store = StoreSettings {
             operation_deadline: STORE_DEADLINE,
             ..store
         };
-        let store = Store::open(&settings.location, &store)?;
+        let store = open(&settings.location, &store)?;
         Ok(Self {
             settings,
             credentials,

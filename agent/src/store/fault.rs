@@ -88,6 +88,8 @@ pub enum Fault {
     Repeat,
     /// For a PUT: the answer is the first delivery's, and it is delivered again that much later.
     RepeatLate(Duration),
+    /// For a PUT: it is answered as if it had taken effect, and has none.
+    Forget,
     /// The body comes at so many bytes a second.
     Slow(u64),
     /// For a listing: it does not show yet what was made within the last while.
@@ -374,6 +376,13 @@ impl ObjectStore for FaultStore {
                 tokio::spawn(async move {
                     tokio::time::sleep(pause).await;
                     let _ = inner.put_opts(&location, payload, opts).await;
+                });
+            }
+            Some(Fault::Forget) => {
+                return Ok(PutResult {
+                    e_tag: None,
+                    version: None,
+                    extensions: Default::default(),
                 });
             }
             _ => {}

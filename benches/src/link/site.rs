@@ -12,6 +12,15 @@ pub(super) const NAME: &str = "main";
 
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// Which gateway is before a repository.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Gateway {
+    /// The service itself.
+    Real,
+    /// One whose store forgets packs.
+    Forgetful,
+}
+
 /// Removed when dropped, and the gateway killed.
 pub(super) struct Site {
     folder: tempfile::TempDir,
@@ -20,16 +29,16 @@ pub(super) struct Site {
 }
 
 impl Site {
-    pub(super) fn new(programs: &Path, work: &Path, has_gateway: bool) -> Result<Self> {
+    pub(super) fn new(programs: &Path, work: &Path, gateway: Option<Gateway>) -> Result<Self> {
         let mut site = Self {
             folder: tempfile::tempdir_in(work)?,
             programs: programs.to_owned(),
             gateway: None,
         };
         site.tidegate(&["init", "--repo", "repository", "--keys", "keys"])?;
-        if has_gateway {
+        if let Some(which) = gateway {
             site.tidegate(&["gateway", "init", "--fleet", "fleet", "--keys", "keys"])?;
-            let (child, address) = site.start()?;
+            let (child, address) = site.start(which)?;
             site.gateway = Some((child, address.clone()));
             let invite = ["gateway", "invite", "--fleet", "fleet", "--host", "bench"];
             let what = ["--repo", NAME, "--rights", "backup", "--out", "token"];
@@ -56,7 +65,7 @@ impl Site {
 
     /// Backs an image up, through the gateway where there is one.
     pub(super) fn backup(&self, image: &Path) -> Command {
-        let mut command = self.command("tidegate");
+        let mut command = self.command(self.programs.join("tidegate"));
         command.args(["--quiet", "backup"]).arg(image);
         command.env("TIDEGATE_KEY", "keys/host.key");
         match &self.gateway {
@@ -80,7 +89,7 @@ impl Site {
         Ok(crate::speed::child::cpu(&usage))
     }
 
-    fn start(&self) -> Result<(Child, String)> {
+    fn start(&self, which: Gateway) -> Result<(Child, String)> {
         let config = format!(
             "listen = ['127.0.0.1:0']
              fleet = 'fleet'
@@ -95,9 +104,16 @@ impl Site {
         let path = |name| self.folder.path().join(name);
         std::fs::write(path("gateway.toml"), config)?;
         let log = path("gateway.log");
-        let mut command = self.command("tidegated");
+        let mut command = match which {
+            Gateway::Real => self.command(self.programs.join("tidegated")),
+            Gateway::Forgetful => self.command(std::env::current_exe()?),
+        };
         command
-            .args(["gateway", "--config", "gateway.toml"])
+            .arg(match which {
+                Gateway::Real => "gateway",
+                Gateway::Forgetful => "forgetful-gateway",
+            })
+            .args(["--config", "gateway.toml"])
             .stderr(File::create(&log)?);
         let mut child = command.spawn()?;
         let begin = Instant::now();
@@ -115,14 +131,14 @@ impl Site {
     }
 
     fn tidegate(&self, arguments: &[&str]) -> Result<()> {
-        let mut command = self.command("tidegate");
+        let mut command = self.command(self.programs.join("tidegate"));
         command.arg("--quiet").args(arguments);
         crate::speed::child::run(command).map(|_| ())
     }
 
     /// A program with nothing of the caller's own settings.
-    fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(self.programs.join(program));
+    fn command(&self, program: PathBuf) -> Command {
+        let mut command = Command::new(program);
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("TIDEGATE_") {
                 command.env_remove(name);
