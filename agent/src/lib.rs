@@ -18,6 +18,7 @@
 //! | 2 | [`store`] | object storage behind one door: folder, S3, Azure, GCS, memory |
 //! | 1 | [`nbd`] | Network Block Device: client and server |
 //! | 2 | [`source`], [`target`] | disks to read and to write |
+//! | 3 | [`live`] | running machines, frozen at one instant |
 //! | 3 | [`config`] | settings as written → as valid: what all configuration files have in common |
 //! | 3 | [`repository`] | log, packs, index, trees, recovery points |
 //! | 4 | [`replicate`] | the way out: backup |
@@ -37,6 +38,7 @@ pub mod format;
 pub mod gateway;
 pub mod host;
 pub mod link;
+pub mod live;
 pub mod metrics;
 pub mod name;
 pub mod nbd;

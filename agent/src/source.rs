@@ -4,7 +4,7 @@ mod nbd;
 pub(crate) mod open;
 mod raw;
 
-pub use nbd::{AHEAD_BYTES_MAX, NbdSource};
+pub use nbd::{AHEAD_BYTES_MAX, Changes, NbdSource};
 pub use open::{OpenSettings, open_source};
 pub use raw::RawSource;
 

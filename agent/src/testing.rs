@@ -1,4 +1,4 @@
-//! What tests need of the world: real object store servers, started and stopped.
+//! What tests need of the world: real object store servers and machines, started and stopped.
 //!
 //! Behind the feature `testing`, which only `[dev-dependencies]` turn on. The servers listen on
 //! 127.0.0.1 on ports nobody uses, keep their data in folders of their own, answer before
@@ -17,6 +17,7 @@
 )]
 
 mod azurite;
+mod guest;
 mod process;
 mod proxy;
 mod rclone;
@@ -24,6 +25,7 @@ pub mod untrusted;
 mod weed;
 
 pub use azurite::AzureServer;
+pub use guest::{Guest, GuestDisk};
 pub use process::lab;
 pub use proxy::{FaultyProxy, HttpCall, HttpFault};
 pub use rclone::OverwritingServer;

@@ -58,8 +58,16 @@ struct ExportFacts {
     block_bytes: u32,
     /// The largest read; a multiple of `block_bytes`.
     read_bytes_max: u32,
-    /// The id of `base:allocation`, where the server has it.
-    allocation_context: Option<u32>,
+    contexts: Contexts,
+}
+
+/// Under which ids the server tells what, where it has it. Different ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Contexts {
+    /// `base:allocation`.
+    allocation: Option<u32>,
+    /// The dirty bitmap that was asked for.
+    changes: Option<u32>,
 }
 
 /// A read that was started and not yet finished. Belongs to the client that started it.
@@ -82,9 +90,32 @@ enum WaitingKind {
         buffer: Vec<u8>,
         coverage: Coverage,
     },
-    Status {
-        extents: Vec<(u32, u32)>,
-    },
+    Status(Status),
+}
+
+/// What one block status request was answered: lengths and states for each context.
+#[derive(Debug, Default)]
+struct Status {
+    allocation: Vec<(u32, u32)>,
+    changes: Vec<(u32, u32)>,
+}
+
+/// One of the maps that a server has of its export.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Map {
+    Allocation,
+    Changes,
+}
+
+impl Map {
+    /// True where the state of an extent says that it belongs into the map.
+    fn names(self, state: u32) -> bool {
+        match self {
+            // A hole that does not promise zeros may read as anything.
+            Self::Allocation => state & wire::STATE_ZERO == 0,
+            Self::Changes => state & wire::STATE_DIRTY != 0,
+        }
+    }
 }
 
 /// An error that the server answered, which leaves the connection alive.
@@ -121,23 +152,41 @@ impl Client {
     /// [`Kind::Missing`] when there is no socket or no such export, [`Kind::Unavailable`] when the
     /// server is silent or does not keep to the protocol.
     pub fn connect(socket: &Path, export: &str, name: &str) -> Result<Self> {
-        let stream = UnixStream::connect(socket).map_err(|error| {
-            Error::io(
-                format!("cannot connect to {} for {name}", socket.display()),
-                error,
-            )
-        })?;
-        Self::negotiate(stream, export, name)
+        Self::negotiate(open(socket, name)?, export, name)
     }
 
-    /// The same on a connected socket.
+    /// The same, together with QEMU's dirty bitmap `bitmap` of the export; see [`Self::changes`].
+    ///
+    /// # Errors
+    /// [`Kind::Unavailable`] also when the export does not show that bitmap.
+    pub fn connect_with_bitmap(
+        socket: &Path,
+        export: &str,
+        bitmap: &str,
+        name: &str,
+    ) -> Result<Self> {
+        Self::negotiate_with_bitmap(open(socket, name)?, export, bitmap, name)
+    }
+
+    /// [`Self::connect`] on a connected socket.
     pub fn negotiate(stream: UnixStream, export: &str, name: &str) -> Result<Self> {
-        Self::negotiate_within(stream, export, name, Patience::DEFAULT)
+        Self::negotiate_within(stream, export, None, name, Patience::DEFAULT)
+    }
+
+    /// [`Self::connect_with_bitmap`] on a connected socket.
+    pub fn negotiate_with_bitmap(
+        stream: UnixStream,
+        export: &str,
+        bitmap: &str,
+        name: &str,
+    ) -> Result<Self> {
+        Self::negotiate_within(stream, export, Some(bitmap), name, Patience::DEFAULT)
     }
 
     fn negotiate_within(
         stream: UnixStream,
         export: &str,
+        bitmap: Option<&str>,
         name: &str,
         patience: Patience,
     ) -> Result<Self> {
@@ -145,7 +194,7 @@ impl Client {
         let stream = TimedSocket::new(stream, patience.negotiation_max)
             .map_err(|error| refuse(error.into()))?;
         let mut stream = BufReader::with_capacity(HEAD_BUFFER_BYTES, stream);
-        let export = negotiate::negotiate(&mut stream, export).map_err(refuse)?;
+        let export = negotiate::negotiate(&mut stream, export, bitmap).map_err(refuse)?;
         stream
             .get_ref()
             .allow_silence(patience.silence_max)
@@ -211,7 +260,7 @@ impl Client {
     pub fn finish_read(&mut self, pending: Pending) -> Result<Vec<u8>> {
         match self.finish(pending.0)? {
             WaitingKind::Read { buffer, .. } => Ok(buffer),
-            WaitingKind::Status { .. } => Err(self.die(Violation::Cookie)),
+            WaitingKind::Status(_) => Err(self.die(Violation::Cookie)),
         }
     }
 
@@ -229,37 +278,55 @@ impl Client {
     /// or more between them. Without `base:allocation` at the server, all of `range`; from a server
     /// that tells its map in crumbs, the rest of it.
     pub fn allocation(&mut self, range: Range<u64>) -> Result<Vec<Range<u64>>> {
-        let mut data: Vec<Range<u64>> = Vec::new();
+        self.map(range, Map::Allocation)
+    }
+
+    /// The extents inside `range` that the bitmap names which was given to
+    /// [`Self::connect_with_bitmap`]:
+    /// sorted, disjoint, clipped. Without one all of `range`; from a server that tells it in crumbs,
+    /// the rest of it.
+    pub fn changes(&mut self, range: Range<u64>) -> Result<Vec<Range<u64>>> {
+        self.map(range, Map::Changes)
+    }
+
+    fn map(&mut self, range: Range<u64>, map: Map) -> Result<Vec<Range<u64>>> {
+        let mut named: Vec<Range<u64>> = Vec::new();
         let range = range.start..range.end.min(self.size_bytes());
         if range.is_empty() {
-            return Ok(data);
+            return Ok(named);
         }
-        if self.export.allocation_context.is_none() {
-            data.push(range);
-            return Ok(data);
+        let context = match map {
+            Map::Allocation => self.export.contexts.allocation,
+            Map::Changes => self.export.contexts.changes,
+        };
+        if context.is_none() {
+            named.push(range);
+            return Ok(named);
         }
-        let mut may_hold_data = |extent: Range<u64>| match data.last_mut() {
+        let mut name = |extent: Range<u64>| match named.last_mut() {
             _ if extent.is_empty() => {}
             Some(last) if extent.start - last.end < HOLE_BYTES_MIN => last.end = extent.end,
-            _ => data.push(extent),
+            _ => named.push(extent),
         };
         let aligned = self.aligned(range.clone());
         let mut at = aligned.start;
         let mut answers_left = (range.end - range.start) / HOLE_BYTES_MIN + SHORT_ANSWERS_MAX;
         while at < aligned.end {
             if answers_left == 0 {
-                may_hold_data(at.max(range.start)..range.end);
+                name(at.max(range.start)..range.end);
                 break;
             }
             answers_left -= 1;
             let ask_bytes = (aligned.end - at).min(STATUS_RANGE_BYTES_MAX);
             let length = u32::try_from(ask_bytes).unwrap_or(u32::MAX);
-            let kind = WaitingKind::Status {
-                extents: Vec::new(),
-            };
+            let kind = WaitingKind::Status(Status::default());
             let cookie = self.start(command::BLOCK_STATUS, at, length, kind)?;
-            let WaitingKind::Status { extents } = self.finish(cookie)? else {
+            let WaitingKind::Status(status) = self.finish(cookie)? else {
                 return Err(self.die(Violation::Cookie));
+            };
+            let extents = match map {
+                Map::Allocation => status.allocation,
+                Map::Changes => status.changes,
             };
             if extents.is_empty() || extents.iter().any(|&(length, _)| length == 0) {
                 return Err(self.die(Violation::EmptyExtent));
@@ -267,13 +334,12 @@ impl Client {
             for (length, state) in extents {
                 let extent = at.max(range.start)..at.saturating_add(length.into()).min(range.end);
                 at = at.saturating_add(length.into());
-                // A hole that does not promise zeros may read as anything.
-                if state & wire::STATE_ZERO == 0 {
-                    may_hold_data(extent);
+                if map.names(state) {
+                    name(extent);
                 }
             }
         }
-        Ok(data)
+        Ok(named)
     }
 
     fn start(&mut self, kind: u16, offset: u64, length: u32, waiting: WaitingKind) -> Result<u64> {
@@ -353,7 +419,7 @@ impl Client {
                         stream.read_exact(buffer)?;
                         coverage.add(0, u32::try_from(buffer.len()).unwrap_or(u32::MAX))?;
                     }
-                    WaitingKind::Status { .. } => return Err(Violation::Chunk(chunk::NONE, 0)),
+                    WaitingKind::Status(_) => return Err(Violation::Chunk(chunk::NONE, 0)),
                 }
                 self.complete(cookie)
             }
@@ -364,8 +430,8 @@ impl Client {
                 length,
             } => {
                 let waiting = find(&mut self.waiting, cookie)?;
-                let context = self.export.allocation_context;
-                receive_chunk(stream, waiting, context, kind, length)?;
+                let contexts = self.export.contexts;
+                receive_chunk(stream, waiting, contexts, kind, length)?;
                 if flags & chunk::FLAG_DONE != 0 {
                     self.complete(cookie)?;
                 }
@@ -412,7 +478,7 @@ impl Client {
             WaitingKind::Read { offset, buffer, .. } => {
                 format!("read {} bytes at offset {offset}", buffer.len())
             }
-            WaitingKind::Status { .. } => "map".to_owned(),
+            WaitingKind::Status(_) => "map".to_owned(),
         };
         let kind = match refusal.error {
             errno::EPERM => Kind::Denied,
@@ -450,7 +516,7 @@ impl WaitingKind {
     fn bytes(&self) -> usize {
         match self {
             Self::Read { buffer, .. } => buffer.len(),
-            Self::Status { .. } => 0,
+            Self::Status(_) => 0,
         }
     }
 }
@@ -459,6 +525,15 @@ impl Waiting {
     fn refuse(&mut self, error: u32, text: String) {
         self.refusal.get_or_insert(Refusal { error, text });
     }
+}
+
+fn open(socket: &Path, name: &str) -> Result<UnixStream> {
+    UnixStream::connect(socket).map_err(|error| {
+        Error::io(
+            format!("cannot connect to {} for {name}", socket.display()),
+            error,
+        )
+    })
 }
 
 fn find(waiting: &mut HashMap<u64, Waiting>, cookie: u64) -> Result<&mut Waiting, Violation> {
@@ -471,7 +546,7 @@ fn find(waiting: &mut HashMap<u64, Waiting>, cookie: u64) -> Result<&mut Waiting
 fn receive_chunk(
     stream: &mut BufReader<TimedSocket>,
     waiting: &mut Waiting,
-    context: Option<u32>,
+    contexts: Contexts,
     kind: u16,
     length: u32,
 ) -> Result<(), Violation> {
@@ -509,12 +584,15 @@ fn receive_chunk(
             buffer[place.start as usize..place.end as usize].fill(0);
             Ok(())
         }
-        (chunk::BLOCK_STATUS, WaitingKind::Status { extents })
-            if length <= wire::STATUS_BYTES_MAX =>
-        {
+        (chunk::BLOCK_STATUS, WaitingKind::Status(status)) if length <= wire::STATUS_BYTES_MAX => {
             let payload = read_payload(stream, length)?;
             let (id, said) = wire::decode_status(&payload)?;
-            if Some(id) != context || !extents.is_empty() {
+            let extents = match Some(id) {
+                id if id == contexts.allocation => &mut status.allocation,
+                id if id == contexts.changes => &mut status.changes,
+                _ => return Err(Violation::Chunk(kind, length)),
+            };
+            if !extents.is_empty() {
                 return Err(Violation::Chunk(kind, length));
             }
             *extents = said;

@@ -1,9 +1,9 @@
-//! Disks that an NBD server shows: image formats through a QEMU child, later running machines.
+//! Disks that an NBD server shows: image formats through a QEMU child, and running machines.
 //!
 //! Not aware of formats. The invariants: every reader sees a disk of the size that was found at
 //! opening, and read-ahead holds at most [`AHEAD_BYTES_MAX`] a reader.
 
-use super::{Source, SourceReader};
+use super::{Source, SourceReader, Tracking};
 use crate::error::{Error, Kind, Result};
 use crate::nbd::client::{Client, Pending};
 use std::any::Any;
@@ -11,6 +11,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use tidegate_protocol::ids::PointId;
 
 /// What a reader keeps asked for or received ahead of its thread, in bytes.
 pub const AHEAD_BYTES_MAX: usize = 8 << 20;
@@ -28,10 +29,27 @@ pub struct NbdSource {
     first: Mutex<Option<Client>>,
 }
 
+/// What is known of changes to a disk behind an NBD server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Changes {
+    /// Nothing, and nobody thought that it would be.
+    Unknown,
+    /// QEMU's dirty bitmap of this name holds all that was written since the point.
+    Bitmap {
+        /// As QEMU knows it.
+        name: String,
+        /// What it continues.
+        since: PointId,
+    },
+    /// Nothing, though it was to be known; why.
+    Lost(String),
+}
+
 struct Shared {
     socket: PathBuf,
     export: String,
     description: String,
+    changes: Changes,
     size_bytes: u64,
     /// What must live as long as somebody reads: the server's process.
     _keep: Box<dyn Any + Send + Sync>,
@@ -46,8 +64,21 @@ impl NbdSource {
         description: String,
         keep: Box<dyn Any + Send + Sync>,
     ) -> Result<Self> {
-        let client = Client::connect(socket, export, &description)?;
-        Ok(Self::from_client(client, socket, export, description, keep))
+        Self::connect_tracked(socket, export, description, Changes::Unknown, keep)
+    }
+
+    /// The same for a disk of which changes are known, or were to be.
+    pub fn connect_tracked(
+        socket: &Path,
+        export: &str,
+        description: String,
+        changes: Changes,
+        keep: Box<dyn Any + Send + Sync>,
+    ) -> Result<Self> {
+        let client = changes.connect(socket, export, &description)?;
+        let mut source = Shared::new(&client, socket, export, description, keep);
+        source.changes = changes;
+        Ok(Self::of(client, source))
     }
 
     /// The same over a connection that is made already; readers connect to `export` behind `socket`.
@@ -58,15 +89,44 @@ impl NbdSource {
         description: String,
         keep: Box<dyn Any + Send + Sync>,
     ) -> Self {
+        let shared = Shared::new(&client, socket, export, description, keep);
+        Self::of(client, shared)
+    }
+
+    fn of(client: Client, shared: Shared) -> Self {
         Self {
-            shared: Arc::new(Shared {
-                socket: socket.to_owned(),
-                export: export.to_owned(),
-                description,
-                size_bytes: client.size_bytes(),
-                _keep: keep,
-            }),
+            shared: Arc::new(shared),
             first: Mutex::new(Some(client)),
+        }
+    }
+}
+
+impl Shared {
+    fn new(
+        client: &Client,
+        socket: &Path,
+        export: &str,
+        description: String,
+        keep: Box<dyn Any + Send + Sync>,
+    ) -> Self {
+        Self {
+            socket: socket.to_owned(),
+            export: export.to_owned(),
+            description,
+            changes: Changes::Unknown,
+            size_bytes: client.size_bytes(),
+            _keep: keep,
+        }
+    }
+}
+
+impl Changes {
+    fn connect(&self, socket: &Path, export: &str, description: &str) -> Result<Client> {
+        match self {
+            Self::Bitmap { name, .. } => {
+                Client::connect_with_bitmap(socket, export, name, description)
+            }
+            Self::Unknown | Self::Lost(_) => Client::connect(socket, export, description),
         }
     }
 }
@@ -80,6 +140,14 @@ impl Source for NbdSource {
         self.shared.description.clone()
     }
 
+    fn tracking(&self) -> Tracking {
+        match &self.shared.changes {
+            Changes::Unknown => Tracking::Untracked,
+            Changes::Bitmap { since, .. } => Tracking::Since(*since),
+            Changes::Lost(why) => Tracking::Lost(why.clone()),
+        }
+    }
+
     fn reader(&self) -> Result<Box<dyn SourceReader>> {
         let shared = Arc::clone(&self.shared);
         let first = self
@@ -89,7 +157,9 @@ impl Source for NbdSource {
             .take();
         let client = match first {
             Some(client) => client,
-            None => Client::connect(&shared.socket, &shared.export, &shared.description)?,
+            None => shared
+                .changes
+                .connect(&shared.socket, &shared.export, &shared.description)?,
         };
         if client.size_bytes() != shared.size_bytes {
             return Err(Error::new(
@@ -140,6 +210,10 @@ enum PieceState {
 impl SourceReader for NbdReader {
     fn allocation(&mut self, range: Range<u64>) -> Result<Vec<Range<u64>>> {
         self.client.allocation(range)
+    }
+
+    fn changes(&mut self, range: Range<u64>) -> Result<Vec<Range<u64>>> {
+        self.client.changes(range)
     }
 
     fn prefetch(&mut self, range: Range<u64>) {

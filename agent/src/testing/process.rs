@@ -131,7 +131,7 @@ impl Drop for Server {
 }
 
 /// Runs the command so that it dies with the thread that started it, even if that is killed.
-fn spawn(command: &Command, folder: &Path) -> Child {
+pub(super) fn spawn(command: &Command, folder: &Path) -> Child {
     let output = File::options()
         .create(true)
         .append(true)

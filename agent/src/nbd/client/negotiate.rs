@@ -5,7 +5,7 @@
 //! largest read that is a multiple of it).
 
 use super::patience::TimedSocket;
-use super::{ExportFacts, Violation, read_payload};
+use super::{Contexts, ExportFacts, Violation, read_payload};
 use crate::nbd::wire::{
     self, ContextQuery, Go, Info, OptionReplyHead, handshake, info, option, reply,
 };
@@ -17,9 +17,11 @@ const ANSWERS_MAX: usize = 64;
 const BLOCK_BYTES_MAX: u32 = 64 << 10;
 
 /// Greets, chooses structured replies and `base:allocation` where the server has them, and goes.
+/// `bitmap` is a dirty bitmap of QEMU's, which it must have.
 pub(super) fn negotiate(
     stream: &mut BufReader<TimedSocket>,
     export: &str,
+    bitmap: Option<&str>,
 ) -> Result<ExportFacts, Violation> {
     let mut greeting = [0; 18];
     stream.read_exact(&mut greeting)?;
@@ -35,24 +37,33 @@ pub(super) fn negotiate(
         .write_all(&u32::from(chosen).to_be_bytes())?;
 
     let structured = ask(stream, option::STRUCTURED_REPLY, b"", |_, _| Ok(()))?.is_ok();
-    let allocation_context = if structured {
-        choose_allocation(stream, export)?
+    let contexts = if structured {
+        choose_contexts(stream, export, bitmap)?
     } else {
-        None
+        Contexts::default()
     };
-    go(stream, export, allocation_context)
+    if let (Some(bitmap), None) = (bitmap, contexts.changes) {
+        return Err(Violation::Negotiation(format!(
+            "it does not show the bitmap {bitmap:?} of the export {export:?}"
+        )));
+    }
+    go(stream, export, contexts)
 }
 
-/// Asks for `base:allocation`; its id, where the server has it.
-fn choose_allocation(
+/// Asks for `base:allocation` and the bitmap; their ids, where the server has them.
+fn choose_contexts(
     stream: &mut BufReader<TimedSocket>,
     export: &str,
-) -> Result<Option<u32>, Violation> {
+    bitmap: Option<&str>,
+) -> Result<Contexts, Violation> {
+    let bitmap = bitmap.map(|bitmap| format!("{}{bitmap}", wire::DIRTY_BITMAP_PREFIX));
     let query = ContextQuery {
         name: export,
-        queries: vec![wire::BASE_ALLOCATION],
+        queries: std::iter::once(wire::BASE_ALLOCATION)
+            .chain(bitmap.as_deref())
+            .collect(),
     };
-    let mut id = None;
+    let mut contexts = Contexts::default();
     let answer = ask(
         stream,
         option::SET_META_CONTEXT,
@@ -61,19 +72,26 @@ fn choose_allocation(
             if kind == reply::META_CONTEXT {
                 let (said, name) = wire::decode_context(payload)?;
                 if name == wire::BASE_ALLOCATION {
-                    id = Some(said);
+                    contexts.allocation = Some(said);
+                } else if Some(name) == bitmap.as_deref() {
+                    contexts.changes = Some(said);
                 }
             }
             Ok(())
         },
     )?;
-    Ok(answer.ok().and(id))
+    if contexts.allocation.is_some() && contexts.allocation == contexts.changes {
+        return Err(Violation::Negotiation(
+            "it tells two maps under one id".to_owned(),
+        ));
+    }
+    Ok(answer.map_or_else(|_| Contexts::default(), |()| contexts))
 }
 
 fn go(
     stream: &mut BufReader<TimedSocket>,
     export: &str,
-    allocation_context: Option<u32>,
+    contexts: Contexts,
 ) -> Result<ExportFacts, Violation> {
     let request = Go {
         name: export,
@@ -117,7 +135,7 @@ fn go(
         size_bytes,
         block_bytes,
         read_bytes_max: read_bytes_max - read_bytes_max % block_bytes,
-        allocation_context,
+        contexts,
     })
 }
 

@@ -41,6 +41,105 @@ fn negotiation() -> Vec<u8> {
     .concat()
 }
 
+const BITMAP: &str = "of a point";
+
+/// A server of 1 MiB that names its bitmap under the id `changes`, and goes on with `answer`.
+fn tracked(changes: u32, answer: &[u8]) -> UnixStream {
+    let context = |id, name: &str| {
+        encode_option_reply(
+            option::SET_META_CONTEXT,
+            reply::META_CONTEXT,
+            &wire::encode_context(id, name),
+        )
+    };
+    let export = Info::Export {
+        size_bytes: 1 << 20,
+        flags: 3,
+    };
+    let words = [
+        encode_greeting(3),
+        encode_option_reply(option::STRUCTURED_REPLY, reply::ACK, b""),
+        context(7, wire::BASE_ALLOCATION),
+        context(changes, &format!("{}{BITMAP}", wire::DIRTY_BITMAP_PREFIX)),
+        encode_option_reply(option::SET_META_CONTEXT, reply::ACK, b""),
+        encode_option_reply(option::GO, reply::INFO, &export.encode()),
+        encode_option_reply(option::GO, reply::ACK, b""),
+        answer.to_vec(),
+    ]
+    .concat();
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    theirs.write_all(&words).unwrap();
+    theirs.shutdown(std::net::Shutdown::Write).unwrap();
+    // Asked without anybody reading: the socket's buffer takes it.
+    std::mem::forget(theirs);
+    ours
+}
+
+/// The answer to the first request: one chunk for each context.
+fn status(parts: &[(u32, &[(u32, u32)])]) -> Vec<u8> {
+    let mut said = Vec::new();
+    for (index, (context, extents)) in parts.iter().enumerate() {
+        let payload = wire::encode_status(*context, extents);
+        let head = ReplyHead::Chunk {
+            flags: if index + 1 == parts.len() {
+                chunk::FLAG_DONE
+            } else {
+                0
+            },
+            kind: chunk::BLOCK_STATUS,
+            cookie: 0,
+            length: u32::try_from(payload.len()).unwrap(),
+        };
+        said.extend([head.encode(), payload].concat());
+    }
+    said
+}
+
+fn map_of(answer: &[u8], map: Map) -> Result<Vec<Range<u64>>> {
+    let stream = tracked(8, answer);
+    let mut client = Client::negotiate_with_bitmap(stream, "", BITMAP, "the disk").unwrap();
+    client.map(0..1 << 20, map)
+}
+
+#[test]
+fn two_maps_come_in_chunks_of_their_own() {
+    const MIB: u32 = 1 << 20;
+    let dirty: &[(u32, u32)] = &[(4096, 0), (8192, 1), (MIB - 12_288, 0)];
+    let holes: &[(u32, u32)] = &[(MIB / 2, 0), (MIB / 2, 3)];
+    for answer in [
+        status(&[(7, holes), (8, dirty)]),
+        status(&[(8, dirty), (7, holes)]),
+    ] {
+        assert_eq!(map_of(&answer, Map::Changes).unwrap(), [4096..12_288]);
+        assert_eq!(map_of(&answer, Map::Allocation).unwrap(), [0..1 << 19]);
+    }
+    // One of them is lacking, twice there, of another context, or empty.
+    for answer in [
+        status(&[(7, holes)]),
+        status(&[(8, dirty), (8, dirty)]),
+        status(&[(8, dirty), (9, holes)]),
+        status(&[(7, holes), (8, &[])]),
+        status(&[(7, holes), (8, &[(0, 1)])]),
+    ] {
+        let error = map_of(&answer, Map::Changes).unwrap_err();
+        assert_eq!(error.kind(), Kind::Unavailable);
+    }
+}
+
+#[test]
+fn a_bitmap_that_is_not_shown_is_never_an_empty_one() {
+    let refused = |stream, what: &str| {
+        let error = Client::negotiate_with_bitmap(stream, "", what, "the disk").unwrap_err();
+        error.chain()
+    };
+    let text = refused(tracked(8, b""), "of another point");
+    assert!(text.contains("does not show the bitmap"), "{text}");
+    let text = refused(serve(negotiation(), vec![]), BITMAP);
+    assert!(text.contains("does not show the bitmap"), "{text}");
+    let text = refused(tracked(7, b""), BITMAP);
+    assert!(text.contains("under one id"), "{text}");
+}
+
 fn assert_silent(error: &Error) {
     assert_eq!(error.kind(), Kind::Unavailable);
     let text = error.to_string();
@@ -51,7 +150,7 @@ fn assert_silent(error: &Error) {
 fn a_negotiation_in_drops_ends() {
     let head = encode_option_reply(option::STRUCTURED_REPLY, reply::ACK, &[0; 9000]);
     let begun = [encode_greeting(3), head[..20].to_vec()].concat();
-    let error = Client::negotiate_within(serve(begun, vec![0]), "", "the disk", IMPATIENT);
+    let error = Client::negotiate_within(serve(begun, vec![0]), "", None, "the disk", IMPATIENT);
     assert_silent(&error.unwrap_err());
 }
 
@@ -63,7 +162,7 @@ fn an_answer_in_drops_ends() {
     };
     let begun = [negotiation(), head.encode()].concat();
     let slow = serve(begun, vec![7]);
-    let mut client = Client::negotiate_within(slow, "", "the disk", IMPATIENT).unwrap();
+    let mut client = Client::negotiate_within(slow, "", None, "the disk", IMPATIENT).unwrap();
     let pending = client.start_read(0, vec![0; 1 << 20]).unwrap();
     assert_silent(&client.finish_read(pending).unwrap_err());
 
@@ -75,7 +174,7 @@ fn an_answer_in_drops_ends() {
         length: 0,
     };
     let endless = serve(negotiation(), nothing.encode());
-    let mut client = Client::negotiate_within(endless, "", "the disk", IMPATIENT).unwrap();
+    let mut client = Client::negotiate_within(endless, "", None, "the disk", IMPATIENT).unwrap();
     let pending = client.start_read(0, vec![0; 512]).unwrap();
     assert_silent(&client.finish_read(pending).unwrap_err());
 }

@@ -146,6 +146,11 @@ pub const STATE_HOLE: u32 = 1;
 /// `base:allocation`: reads as zeros.
 pub const STATE_ZERO: u32 = 2;
 
+/// The metadata context of a dirty bitmap of QEMU's is this and the bitmap's name.
+pub const DIRTY_BITMAP_PREFIX: &str = "qemu:dirty-bitmap:";
+/// `qemu:dirty-bitmap:NAME`: was written to.
+pub const STATE_DIRTY: u32 = 1;
+
 /// The longest string that the protocol allows.
 pub const STRING_BYTES_MAX: u32 = 4096;
 /// The longest option payload that we read: two strings and some numbers, generously.

@@ -1,0 +1,224 @@
+//! A machine in QEMU with a guest that does as it is told, for tests of running machines.
+//!
+//! Debian's kernel and a busybox, ready in a few seconds without hardware support. Not a system:
+//! nothing runs in it but what the console is told. A QEMU is killed with its value.
+
+use super::process::{lab, spawn};
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// How long the guest may take to boot, or for one command, on a machine with much else to do.
+const TIME_MAX: Duration = Duration::from_secs(120);
+
+/// A disk of the guest: `/dev/vda` is the first.
+#[derive(Debug, Clone)]
+pub struct GuestDisk {
+    /// The image.
+    pub path: PathBuf,
+    /// `qcow2` or `raw`.
+    pub format: &'static str,
+    /// The id of its device; without one it can be told by its node only.
+    pub id: Option<String>,
+}
+
+/// A running machine.
+pub struct Guest {
+    child: Option<Child>,
+    folder: TempDir,
+    disks: Vec<GuestDisk>,
+    console: Option<UnixStream>,
+    said: Vec<u8>,
+}
+
+impl Guest {
+    /// Boots a guest with these disks, whose block nodes are `disk0`, `disk1` and so on.
+    pub fn start(disks: Vec<GuestDisk>) -> Self {
+        let folder = tempfile::Builder::new()
+            .prefix("tidegate-guest-")
+            .tempdir()
+            .expect("a temporary folder can be made");
+        let mut guest = Self {
+            child: None,
+            folder,
+            disks,
+            console: None,
+            said: Vec::new(),
+        };
+        guest.boot();
+        guest
+    }
+
+    /// Boots it (again).
+    pub fn boot(&mut self) {
+        self.kill();
+        for socket in ["console", "qmp"] {
+            // Of the run before.
+            let _ = std::fs::remove_file(self.folder.path().join(socket));
+        }
+        self.child = Some(spawn(&self.command(), self.folder.path()));
+        let console = self.folder.path().join("console");
+        let begun = Instant::now();
+        self.console = loop {
+            match UnixStream::connect(&console) {
+                Ok(console) => break Some(console),
+                Err(_) if begun.elapsed() < TIME_MAX => {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                Err(error) => panic!("QEMU does not start: {error}\n{}", self.output()),
+            }
+        };
+        self.said.clear();
+        self.hear("GUEST-READY");
+    }
+
+    /// Runs a command of one line in the guest, and hands back what it says.
+    ///
+    /// # Panics
+    /// Where it fails.
+    pub fn run(&mut self, command: &str) -> String {
+        self.tell(command);
+        let said = self.hear("RC=");
+        let code = self.hear("\n");
+        assert_eq!(code, "0", "{command}: {said}");
+        said
+    }
+
+    /// The monitor's socket.
+    pub fn monitor(&self) -> PathBuf {
+        self.folder.path().join("qmp")
+    }
+
+    /// The images, as they were given.
+    pub fn disks(&self) -> &[GuestDisk] {
+        &self.disks
+    }
+
+    /// Kills QEMU.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // It may have ended by itself.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        self.console = None;
+    }
+
+    /// Switches the machine off, and waits until QEMU has ended in order.
+    pub fn power_off(&mut self) {
+        self.tell("sync; poweroff -f");
+        let mut child = self.child.take().expect("the machine runs");
+        let begun = Instant::now();
+        while child
+            .try_wait()
+            .expect("a child can be waited for")
+            .is_none()
+        {
+            assert!(begun.elapsed() < TIME_MAX, "{}", self.output());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.console = None;
+    }
+
+    /// Whether QEMU runs.
+    pub fn is_running(&mut self) -> bool {
+        let child = self.child.as_mut();
+        child.is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+    }
+
+    fn command(&self) -> Command {
+        let socket = |name: &str| self.folder.path().join(name).display().to_string();
+        let mut command = Command::new("qemu-system-x86_64");
+        command
+            .args(["-accel", "tcg", "-cpu", "max", "-smp", "1", "-m", "192"])
+            .args(["-nodefaults", "-display", "none", "-no-reboot"])
+            .args(["-name", "writer"])
+            .arg("-kernel")
+            .arg(lab("guest/vmlinuz"))
+            .arg("-initrd")
+            .arg(lab("guest/initramfs"))
+            .args(["-append", "console=ttyS0 quiet panic=-1"]);
+        for (number, disk) in self.disks.iter().enumerate() {
+            let path = escaped(&disk.path);
+            let format = disk.format;
+            let id = disk.id.iter().map(|id| format!(",id={id}"));
+            command
+                .arg("-blockdev")
+                .arg(format!(
+                    "driver=file,filename={path},node-name=file{number},discard=unmap"
+                ))
+                .arg("-blockdev")
+                .arg(format!(
+                    "driver={format},file=file{number},node-name=disk{number},discard=unmap"
+                ))
+                .arg("-device")
+                .arg(format!(
+                    "virtio-blk-pci,drive=disk{number}{}",
+                    id.collect::<String>()
+                ));
+        }
+        command
+            .arg("-chardev")
+            .arg(format!(
+                "socket,path={},server=on,wait=off,id=console",
+                socket("console")
+            ))
+            .args(["-serial", "chardev:console"])
+            .arg("-qmp")
+            .arg(format!("unix:{},server=on,wait=off", socket("qmp")));
+        command
+    }
+
+    fn tell(&mut self, line: &str) {
+        let console = self.console.as_mut().expect("the machine runs");
+        writeln!(console, "{line}").expect("the console takes a line");
+    }
+
+    /// What the guest says up to `mark`, which is dropped.
+    fn hear(&mut self, mark: &str) -> String {
+        let begun = Instant::now();
+        loop {
+            let text = String::from_utf8_lossy(&self.said).replace('\r', "");
+            if let Some((before, behind)) = text.split_once(mark) {
+                let heard = before.to_owned();
+                self.said = behind.as_bytes().to_vec();
+                return heard;
+            }
+            assert!(
+                begun.elapsed() < TIME_MAX,
+                "the guest does not say {mark:?}: {text}\n{}",
+                self.output()
+            );
+            let console = self.console.as_mut().expect("the machine runs");
+            console
+                .set_read_timeout(Some(Duration::from_secs(1)))
+                .expect("a socket can be given a timeout");
+            let mut bytes = [0; 4096];
+            match console.read(&mut bytes) {
+                Ok(0) => panic!("QEMU has ended: {text}\n{}", self.output()),
+                Ok(count) => self.said.extend_from_slice(&bytes[..count]),
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+                Err(error) => panic!("the console is gone: {error}"),
+            }
+        }
+    }
+
+    fn output(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("output")).unwrap_or_default()
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A path in an option of QEMU's.
+fn escaped(path: &Path) -> String {
+    path.display().to_string().replace(',', ",,")
+}
