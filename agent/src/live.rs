@@ -20,12 +20,13 @@
 
 pub mod bitmap;
 mod freeze;
+pub mod libvirt;
 mod machine;
 mod nodes;
 pub mod qmp;
 mod scratch;
 mod source;
 
-pub use freeze::{FreezeSettings, Frozen, FrozenDisk};
+pub use freeze::{FreezeSettings, Frozen, FrozenDisk, Quiesce};
 pub use machine::{Disk, LeftOut, Machine};
 pub use scratch::{SCRATCH_BYTES_MIN, ScratchSettings};

@@ -24,11 +24,14 @@ mod images;
 mod lay;
 mod mend;
 mod publish;
+mod running;
 mod way;
 mod worker;
 
 pub use audit::caught;
 pub use images::{host_name, name_of, open_images};
+
+pub use running::{Hypervisor, RunningRequest, RunningSummary, back_up_running};
 
 use crate::blocking::blocking;
 use crate::chunk::partition;

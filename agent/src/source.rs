@@ -1,12 +1,16 @@
 //! Disks to read: what the way out takes its bytes from, and what is known of changes to them.
 
+mod bytes;
 mod nbd;
 pub(crate) mod open;
 mod raw;
+mod untracked;
 
+pub use bytes::BytesSource;
 pub use nbd::{AHEAD_BYTES_MAX, Changes, NbdSource};
 pub use open::{OpenSettings, open_source};
 pub use raw::RawSource;
+pub use untracked::WithoutTracking;
 
 use crate::error::Result;
 use std::ops::Range;

@@ -126,7 +126,7 @@ pub fn name(repository: RepositoryId, point: PointId) -> String {
 }
 
 /// Which repository and point a bitmap is for; None where it is not ours.
-fn parse(name: &str) -> Option<(RepositoryId, PointId)> {
+pub(super) fn parse(name: &str) -> Option<(RepositoryId, PointId)> {
     let (repository, point) = name.strip_prefix(PREFIX)?.split_once('-')?;
     let parsed = (repository.parse().ok()?, point.parse().ok()?);
     // Upper-case digits parse as well, but are not of our making.

@@ -40,6 +40,20 @@ const SOCKET_FILE: &str = "nbd";
 pub struct FreezeSettings {
     /// Room for what the guest overwrites meanwhile.
     pub scratch: ScratchSettings,
+    /// Whether the software in the guest is asked to be still.
+    pub quiesce: Quiesce,
+}
+
+/// Whether the software in a guest is asked to write out what it has and be still for the moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Quiesce {
+    /// No: the point is as after a power cut.
+    #[default]
+    Off,
+    /// Yes; where the guest's agent does not answer, the point is as after a power cut, and says so.
+    Prefer,
+    /// Yes; where the guest's agent does not answer, there is no point.
+    Require,
 }
 
 /// A machine at one moment. Dropped, it is given up in the background.
@@ -59,7 +73,7 @@ pub struct Frozen {
     pub disks: Vec<FrozenDisk>,
     /// What looks like a disk and is not among them.
     pub left_out: Vec<LeftOut>,
-    orders: oneshot::Sender<(Order, oneshot::Sender<Result<()>>)>,
+    pub(super) orders: oneshot::Sender<Ordered>,
 }
 
 /// One disk of a frozen machine.
@@ -75,8 +89,11 @@ pub struct FrozenDisk {
     pub source: Arc<dyn Source>,
 }
 
+/// How a snapshot is to end, and where to say what came of it.
+pub(super) type Ordered = (Order, oneshot::Sender<Result<()>>);
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Order {
+pub(super) enum Order {
     Retire,
     GiveUp,
 }
@@ -365,7 +382,7 @@ impl Snapshot {
     }
 
     /// Watches until it is told how to end.
-    async fn keep(&mut self, mut ordered: oneshot::Receiver<(Order, oneshot::Sender<Result<()>>)>) {
+    async fn keep(&mut self, mut ordered: oneshot::Receiver<Ordered>) {
         let mut watch = tokio::time::interval(WATCH_PERIOD);
         loop {
             tokio::select! {

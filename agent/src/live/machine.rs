@@ -8,7 +8,7 @@ use super::nodes;
 use super::qmp::{Qmp, Version};
 use crate::error::{Error, Kind, Result};
 use crate::name;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -53,7 +53,7 @@ pub struct Disk {
 }
 
 /// A block device that is not protected.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct LeftOut {
     /// What the operator may know it by.
     pub name: String,

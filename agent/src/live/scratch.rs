@@ -128,17 +128,22 @@ impl Scratch {
     }
 
     fn lacking(&self, there: &File) -> Result<Option<String>> {
-        let folder = &self.settings.folder;
-        let room = fstatvfs(there).map_err(|error| cannot_look(folder, error.into()))?;
-        let free_bytes = room.f_bavail.saturating_mul(room.f_frsize);
-        Ok((free_bytes < self.settings.reserve_bytes).then(|| {
-            format!(
-                "{} has {free_bytes} bytes left, and {} are to stay free",
-                folder.display(),
-                self.settings.reserve_bytes
-            )
-        }))
+        lacking(&self.settings, there)
     }
+}
+
+/// Why there is no room where `there` is, if there is none.
+pub(super) fn lacking(settings: &ScratchSettings, there: &File) -> Result<Option<String>> {
+    let folder = &settings.folder;
+    let room = fstatvfs(there).map_err(|error| cannot_look(folder, error.into()))?;
+    let free_bytes = room.f_bavail.saturating_mul(room.f_frsize);
+    Ok((free_bytes < settings.reserve_bytes).then(|| {
+        format!(
+            "{} has {free_bytes} bytes left, and {} are to stay free",
+            folder.display(),
+            settings.reserve_bytes
+        )
+    }))
 }
 
 impl Part {

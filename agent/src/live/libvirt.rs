@@ -1,0 +1,227 @@
+//! Machines that libvirt runs, through `virsh` as a child.
+//!
+//! Not a binding of libvirt: what is asked and told goes through the operator's own tool, in the words
+//! that its manual has. Domains are addressed by UUID, so that no name is ever taken for an option.
+//! The invariants: every call ends within its time; what it says is bounded; a child that we no longer
+//! wait for is killed.
+
+mod checkpoint;
+mod definition;
+mod domain;
+mod freeze;
+mod scratch;
+mod xml;
+
+pub use definition::{PlacedDisk, Redefined, Redefinition, redefine};
+pub use domain::{Domain, DomainDisk};
+
+use crate::error::{Error, Kind, Result};
+use std::ffi::OsStr;
+use std::process::Stdio;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::process::Command;
+
+/// How long a call may take. libvirt waits 30 s itself for a domain that somebody else is changing.
+const CALL_TIME_MAX: Duration = Duration::from_secs(60);
+/// What is read of an answer, in bytes.
+const ANSWER_BYTES_MAX: u64 = 16 << 20;
+
+/// A libvirt daemon.
+#[derive(Debug, Clone, Default)]
+pub struct Libvirt {
+    uri: Option<String>,
+}
+
+/// A domain by its names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DomainName {
+    /// By which it is addressed.
+    pub uuid: String,
+    /// As the operator knows it.
+    pub name: String,
+}
+
+impl Libvirt {
+    /// The daemon at `uri`, or the one that `virsh` takes by itself.
+    pub fn new(uri: Option<String>) -> Self {
+        Self { uri }
+    }
+
+    /// Every domain, running or not.
+    ///
+    /// # Errors
+    /// [`Kind::Unsupported`] where `virsh` is not installed, [`Kind::Unavailable`] where no daemon
+    /// answers.
+    pub async fn domains(&self) -> Result<Vec<DomainName>> {
+        let told = self.virsh(&["list", "--all", "--uuid", "--name"]).await?;
+        Ok(told.lines().filter_map(DomainName::parse).collect())
+    }
+
+    /// The domain of that name or UUID, as it is now.
+    ///
+    /// # Errors
+    /// [`Kind::Missing`] where there is none.
+    pub async fn domain(&self, name: &str) -> Result<Domain> {
+        let domains = self.domains().await?;
+        let found = domains
+            .into_iter()
+            .find(|domain| domain.name == name || domain.uuid == name);
+        let Some(found) = found else {
+            return Err(
+                Error::new(Kind::Missing, format!("libvirt knows no domain {name:?}"))
+                    .advise("`virsh list --all` names them; --connect says which libvirt is meant"),
+            );
+        };
+        self.describe(found).await
+    }
+
+    /// A domain as it is now.
+    ///
+    /// # Errors
+    /// [`Kind::Missing`] where it is gone.
+    pub async fn describe(&self, domain: DomainName) -> Result<Domain> {
+        let state = self.virsh(&["domstate", "--domain", &domain.uuid]).await?;
+        let is_active = !matches!(state.trim(), "shut off" | "crashed");
+        let kept = ["dumpxml", "--domain", &domain.uuid, "--inactive"];
+        // A transient domain has no other definition than that of now.
+        let definition = match self.virsh(&kept).await {
+            Ok(definition) => definition,
+            Err(error) if is_active => {
+                tracing::debug!(error = error.chain(), "a transient domain");
+                self.virsh(&["dumpxml", "--domain", &domain.uuid]).await?
+            }
+            Err(error) => return Err(error),
+        };
+        let now = match is_active {
+            true => self.virsh(&["dumpxml", "--domain", &domain.uuid]).await?,
+            false => definition.clone(),
+        };
+        Domain::parse(domain, is_active, &now, definition)
+    }
+
+    /// Runs `virsh` and returns what it says.
+    async fn virsh<A: AsRef<OsStr>>(&self, arguments: &[A]) -> Result<String> {
+        let mut command = Command::new("virsh");
+        command.arg("--quiet");
+        if let Some(uri) = &self.uri {
+            command.arg("--connect").arg(uri);
+        }
+        let what = arguments
+            .first()
+            .map(|verb| format!("virsh {}", verb.as_ref().display()))
+            .unwrap_or_default();
+        let mut child = command
+            .args(arguments)
+            // Messages are read by us: in one language.
+            .env("LC_ALL", "C")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            // A Ctrl-C is for us alone, so that we can end in order.
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|error| match error.kind() {
+                std::io::ErrorKind::NotFound => Error::new(
+                    Kind::Unsupported,
+                    "machines of libvirt need virsh, which is not installed",
+                )
+                .advise("install the package libvirt-clients (Debian, Ubuntu) or libvirt-client"),
+                _ => Error::io(format!("cannot run {what}"), error),
+            })?;
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        let answered = async {
+            let (said, complained) = tokio::join!(read(stdout), read(stderr));
+            (child.wait().await, said, complained)
+        };
+        let Ok((status, said, complained)) = tokio::time::timeout(CALL_TIME_MAX, answered).await
+        else {
+            return Err(Error::new(
+                Kind::Unavailable,
+                format!("{what} did not end within {} s", CALL_TIME_MAX.as_secs()),
+            )
+            .advise("look whether libvirt's daemon answers: `virsh list`"));
+        };
+        let status = status.map_err(|error| Error::io(format!("cannot wait for {what}"), error))?;
+        match status.success() {
+            true => Ok(said),
+            false => Err(refused(&what, complained.trim())),
+        }
+    }
+}
+
+impl DomainName {
+    fn parse(line: &str) -> Option<Self> {
+        let (uuid, name) = line.trim().split_once(' ')?;
+        Some(Self {
+            uuid: uuid.to_owned(),
+            name: name.trim().to_owned(),
+        })
+    }
+}
+
+async fn read(pipe: Option<impl AsyncRead + Unpin>) -> String {
+    let mut bytes = Vec::new();
+    if let Some(pipe) = pipe {
+        // What could be read of it says more than why the rest could not.
+        let _ = pipe.take(ANSWER_BYTES_MAX).read_to_end(&mut bytes).await;
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// What libvirt's message says about what to do.
+fn refused(what: &str, complained: &str) -> Error {
+    let kind = if [
+        "failed to connect",
+        "Connection refused",
+        "Cannot recv data",
+    ]
+    .iter()
+    .any(|text| complained.contains(text))
+    {
+        Kind::Unavailable
+    } else if complained.contains("authentication") || complained.contains("access denied") {
+        Kind::Denied
+    } else if complained.contains("no domain with matching") {
+        Kind::Missing
+    } else if complained.contains("Timed out during operation") {
+        Kind::Conflict
+    } else {
+        Kind::Io
+    };
+    let said = complained.replace("error: ", "").replace('\n', "; ");
+    Error::new(kind, format!("{what} failed: {said}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn domains_are_told_apart_by_uuid() {
+        let line = "f3a9e4c2-1111-4222-8333-444455556666 web 01 ";
+        assert_eq!(
+            DomainName::parse(line),
+            Some(DomainName {
+                uuid: "f3a9e4c2-1111-4222-8333-444455556666".to_owned(),
+                name: "web 01".to_owned(),
+            })
+        );
+        assert_eq!(DomainName::parse(""), None);
+    }
+
+    #[test]
+    fn refusals_say_what_to_do() {
+        let kind = |text: &str| refused("virsh x", text).kind();
+        assert_eq!(
+            kind("error: failed to connect to the hypervisor"),
+            Kind::Unavailable
+        );
+        assert_eq!(
+            kind("error: Domain not found: no domain with matching uuid 'x'"),
+            Kind::Missing
+        );
+        assert_eq!(kind("error: internal error: something"), Kind::Io);
+    }
+}

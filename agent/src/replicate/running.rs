@@ -1,0 +1,305 @@
+//! A machine as its hypervisor runs it: frozen, backed up, and let go again.
+//!
+//! ```text
+//! freeze ──► replicate ──► commit ──► retire      changes are counted from the new point
+//!    │            └─────────┴──────► give up      … from the point before, as if nothing had been
+//!    └► the machine is as it was
+//! ```
+//!
+//! Which step a kill hits does not matter: what is left carries the names of repository and point, and
+//! the log says whether there is such a point. So before anything is frozen the log is read to its
+//! end.
+
+use super::{BackupRequest, BackupSettings, BackupSummary, DiskToBackUp, Moment, backup};
+use crate::blocking::blocking;
+use crate::clock;
+use crate::error::{Error, Kind, Result};
+use crate::format::Format;
+use crate::live::libvirt::{Domain, Libvirt};
+use crate::live::{FreezeSettings, Frozen, LeftOut, Machine};
+use crate::name;
+use crate::progress::Progress;
+use crate::repository::Repository;
+use crate::source::{BytesSource, OpenSettings, Source, WithoutTracking, open_source};
+use serde::Serialize;
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tidegate_protocol::ids::PointId;
+use tidegate_protocol::record::{Consistency, Role};
+use tokio_util::sync::CancellationToken;
+
+/// The largest file that is taken for a machine's firmware variables, in bytes.
+const NVRAM_BYTES_MAX: u64 = 64 << 20;
+
+/// Where a machine runs.
+#[derive(Debug, Clone)]
+pub enum Hypervisor {
+    /// In a QEMU whose monitor (QMP) is at this socket.
+    Qmp(PathBuf),
+    /// In a domain of libvirt, by name or UUID.
+    Libvirt(Libvirt, String),
+}
+
+/// A running machine to back up.
+pub struct RunningRequest {
+    /// What to call it; as its hypervisor does where nothing is said.
+    pub machine: Option<String>,
+    /// Where it runs.
+    pub hypervisor: Hypervisor,
+    /// How it is to be frozen.
+    pub freeze: FreezeSettings,
+    /// This host's name.
+    pub host: String,
+    /// Find out what would be stored, and store nothing.
+    pub dry_run: bool,
+    /// How to go about the backup.
+    pub settings: BackupSettings,
+}
+
+/// What the backup of a running machine came to.
+#[derive(Debug, Clone, Serialize)]
+pub struct RunningSummary {
+    /// As of any backup.
+    #[serde(flatten)]
+    pub backup: BackupSummary,
+    /// What the point is worth to the software in the machine: offline, crash or application.
+    pub consistency: &'static str,
+    /// How long writes of the guest may have waited for the snapshot, in seconds.
+    pub held_seconds: f64,
+    /// What looks like a disk and is not in the point, and why.
+    pub left_out: Vec<LeftOut>,
+}
+
+/// Backs a running machine up. A domain of libvirt that is off is read from its images.
+///
+/// # Errors
+/// As [`backup`], and as the hypervisor says; the machine goes on in any case.
+pub async fn back_up_running(
+    repository: &Arc<Repository>,
+    request: RunningRequest,
+    progress: Arc<Progress>,
+    stop: CancellationToken,
+) -> Result<RunningSummary> {
+    // What is left of earlier runs is judged by the log.
+    repository.refresh().await?;
+    let point = PointId(clock::random()?);
+    let (frozen, files) = match &request.hypervisor {
+        Hypervisor::Qmp(socket) => {
+            let machine = Machine::connect(socket).await?;
+            let name = machine_name(&request, &machine.name)?;
+            let standing = standing(repository, &name)?;
+            let freeze = request.freeze.clone();
+            let frozen = machine
+                .freeze(freeze, repository.keys().repository(), point, standing)
+                .await?;
+            (frozen, Vec::new())
+        }
+        Hypervisor::Libvirt(libvirt, domain) => {
+            let domain = libvirt.domain(domain).await?;
+            let files = files(&domain).await?;
+            if !domain.is_active {
+                return off(repository, &request, &domain, files, progress, stop).await;
+            }
+            let name = machine_name(&request, &domain.name.name)?;
+            let standing = standing(repository, &name)?;
+            let freeze = request.freeze.clone();
+            let frozen = libvirt
+                .freeze(
+                    domain,
+                    freeze,
+                    repository.keys().repository(),
+                    point,
+                    standing,
+                )
+                .await?;
+            (frozen, files)
+        }
+    };
+    let moment = Moment {
+        point,
+        taken_unix_ns: frozen.taken_unix_ns,
+        consistency: frozen.consistency,
+    };
+    let mut disks: Vec<DiskToBackUp> = frozen
+        .disks
+        .iter()
+        .map(|disk| DiskToBackUp {
+            name: disk.name.clone(),
+            source: Arc::clone(&disk.source),
+            format: disk.format.clone(),
+            role: Role::Disk,
+        })
+        .collect();
+    disks.extend(files);
+    let told = Told::of(&frozen);
+    let done = match machine_name(&request, &frozen.machine) {
+        Ok(machine) => {
+            let backup_request = BackupRequest {
+                machine,
+                disks,
+                host: request.host,
+                moment: Some(moment),
+                dry_run: request.dry_run,
+                settings: request.settings,
+            };
+            backup(repository, backup_request, progress, stop).await
+        }
+        Err(error) => Err(error),
+    };
+    match done {
+        Ok(summary) if summary.point.is_some() => {
+            if let Err(error) = frozen.retire().await {
+                // The point stands; the next run does what is left to do.
+                tracing::warn!(error = error.chain(), "the snapshot was not ended in order");
+            }
+            Ok(told.with(summary))
+        }
+        done => {
+            if let Err(error) = frozen.give_up().await {
+                tracing::warn!(error = error.chain(), "the snapshot was not ended in order");
+            }
+            done.map(|summary| told.with(summary))
+        }
+    }
+}
+
+/// What is told of the moment itself.
+struct Told {
+    consistency: Consistency,
+    held_seconds: f64,
+    left_out: Vec<LeftOut>,
+}
+
+impl Told {
+    fn of(frozen: &Frozen) -> Self {
+        Self {
+            consistency: frozen.consistency,
+            held_seconds: frozen.held.as_secs_f64(),
+            left_out: frozen.left_out.clone(),
+        }
+    }
+
+    fn with(self, backup: BackupSummary) -> RunningSummary {
+        RunningSummary {
+            backup,
+            consistency: Consistency::name_of(self.consistency.tag()),
+            held_seconds: self.held_seconds,
+            left_out: self.left_out,
+        }
+    }
+}
+
+fn machine_name(request: &RunningRequest, known_as: &str) -> Result<String> {
+    let fit = || name::fit(known_as);
+    request.machine.clone().or_else(fit).ok_or_else(|| {
+        Error::new(
+            Kind::Config,
+            format!("{known_as:?} cannot be a machine's name here"),
+        )
+        .advise("name the machine: --machine NAME")
+    })
+}
+
+/// Committed and live points of a machine, by their place in the log.
+fn standing(
+    repository: &Repository,
+    machine: &str,
+) -> Result<impl Fn(PointId) -> Option<u64> + Send + use<>> {
+    let points = repository.points(Some(machine))?;
+    let places: HashMap<PointId, u64> = points
+        .into_iter()
+        .map(|point| (point.id, point.number))
+        .collect();
+    Ok(move |point: PointId| places.get(&point).copied())
+}
+
+/// What a domain needs besides its disks.
+async fn files(domain: &Domain) -> Result<Vec<DiskToBackUp>> {
+    let mut files = vec![file(
+        "definition",
+        Role::Definition,
+        "libvirt",
+        domain.definition.clone().into_bytes(),
+    )];
+    if let Some(path) = domain.nvram.clone() {
+        let shown = path.display().to_string();
+        let read = blocking(move || {
+            use std::io::Read as _;
+            let cannot = |error| Error::io(format!("cannot read {}", path.display()), error);
+            let mut bytes = Vec::new();
+            std::fs::File::open(&path)
+                .map_err(cannot)?
+                .take(NVRAM_BYTES_MAX + 1)
+                .read_to_end(&mut bytes)
+                .map_err(cannot)?;
+            Ok(bytes)
+        })
+        .await;
+        match read {
+            Ok(bytes) if bytes.len() as u64 <= NVRAM_BYTES_MAX => {
+                files.push(file("nvram", Role::Nvram, "raw", bytes));
+            }
+            Ok(_) => tracing::warn!(file = shown, "too large for firmware variables: left out"),
+            // A machine that never ran has none yet.
+            Err(error) if error.kind() == Kind::Missing => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(files)
+}
+
+fn file(name: &str, role: Role, format: &str, bytes: Vec<u8>) -> DiskToBackUp {
+    DiskToBackUp {
+        name: name.to_owned(),
+        source: Arc::new(BytesSource::new(name, bytes)),
+        format: format.to_owned(),
+        role,
+    }
+}
+
+/// A domain that is off: its images are nobody's but ours to read.
+async fn off(
+    repository: &Arc<Repository>,
+    request: &RunningRequest,
+    domain: &Domain,
+    files: Vec<DiskToBackUp>,
+    progress: Arc<Progress>,
+    stop: CancellationToken,
+) -> Result<RunningSummary> {
+    let mut disks = Vec::with_capacity(domain.disks.len());
+    for disk in &domain.disks {
+        let path = disk.source.clone();
+        let how = OpenSettings {
+            format: Some(disk.format.parse::<Format>()?),
+            ..OpenSettings::default()
+        };
+        let source = blocking(move || {
+            let source: Arc<dyn Source> = Arc::from(open_source(&path, &how)?);
+            Ok(source)
+        })
+        .await?;
+        disks.push(DiskToBackUp {
+            name: disk.name.clone(),
+            source: Arc::new(WithoutTracking::new(source, "the machine is off")),
+            format: disk.format.clone(),
+            role: Role::Disk,
+        });
+    }
+    disks.extend(files);
+    let backup_request = BackupRequest {
+        machine: machine_name(request, &domain.name.name)?,
+        disks,
+        host: request.host.clone(),
+        moment: None,
+        dry_run: request.dry_run,
+        settings: request.settings.clone(),
+    };
+    let summary = backup(repository, backup_request, progress, stop).await?;
+    Ok(RunningSummary {
+        backup: summary,
+        consistency: Consistency::name_of(Consistency::Offline.tag()),
+        held_seconds: 0.0,
+        left_out: domain.left_out.clone(),
+    })
+}
