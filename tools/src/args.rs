@@ -170,16 +170,27 @@ pub(crate) struct Init {
     pub(crate) chunker: ChunkerParams,
 }
 
-/// Back up the disk images of a machine, as one recovery point.
+/// Back up a machine, as one recovery point: by its disk images, or while it runs.
 ///
 /// Only what the repository does not hold yet is uploaded. An interrupted run loses nothing: the next
-/// one goes on from what has landed. The images must not change while they are read.
+/// one goes on from what has landed. Images must not change while they are read; a running machine is
+/// frozen at one moment, goes on, and tells what changed since the point before.
 #[derive(Debug, clap::Args)]
+#[command(group(clap::ArgGroup::new("what").required(true).multiple(false).args(["images", "vm", "qmp"])))]
 pub(crate) struct Backup {
     /// Disk images or block devices
-    #[arg(required = true, value_name = "IMAGE", value_hint = ValueHint::FilePath)]
+    #[arg(value_name = "IMAGE", value_hint = ValueHint::FilePath)]
     pub(crate) images: Vec<PathBuf>,
-    /// The machine they belong to [default: the file name without suffix, where there is one image]
+    /// A domain of libvirt, by name or UUID, running or off
+    #[arg(long, value_name = "DOMAIN")]
+    pub(crate) vm: Option<String>,
+    /// A running QEMU, by the socket of its monitor (QMP)
+    #[arg(long, value_name = "SOCKET", value_hint = ValueHint::FilePath)]
+    pub(crate) qmp: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) live: Live,
+    /// What to call the machine [default: as its hypervisor does; the file name without suffix, where
+    /// there is one image]
     #[arg(long, value_name = "NAME", value_parser = parse::name)]
     pub(crate) machine: Option<String>,
     /// The images' format: raw, qcow2, vmdk, vhd or vhdx [default: by suffix and content]
@@ -202,6 +213,42 @@ pub(crate) struct Backup {
     pub(crate) compression_level: Option<i32>,
     #[command(flatten)]
     pub(crate) access: Access,
+}
+
+/// How a running machine is frozen.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Live {
+    /// The libvirt that is meant [default: as virsh]
+    #[arg(long, value_name = "URI", requires = "vm")]
+    pub(crate) connect: Option<String>,
+    /// Ask the software in the guest to be still for the moment: off, prefer or require
+    #[arg(
+        long,
+        value_name = "HOW",
+        default_value = "off",
+        conflicts_with = "images"
+    )]
+    pub(crate) quiesce: QuiesceArg,
+    /// Where to keep what the guest overwrites while its disks are read
+    #[arg(long, value_name = "DIR", default_value = "/var/tmp", value_hint = ValueHint::DirPath, conflicts_with = "images")]
+    pub(crate) scratch: PathBuf,
+    /// How much of it there may be; where it is more, the backup is given up and the guest goes on
+    #[arg(long, value_name = "SIZE", default_value = "10GiB", value_parser = parse::size, conflicts_with = "images")]
+    pub(crate) scratch_max: u64,
+    /// What must stay free in that folder
+    #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = parse::size, conflicts_with = "images")]
+    pub(crate) scratch_reserve: u64,
+}
+
+/// Whether a guest's software is asked to be still.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum QuiesceArg {
+    /// No: the point is as after a power cut
+    Off,
+    /// Where its agent answers
+    Prefer,
+    /// Yes, or there is no point
+    Require,
 }
 
 /// List recovery points, oldest first.

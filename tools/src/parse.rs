@@ -177,10 +177,15 @@ const fn block_aligned(min: u32, avg: u32, max: u32, eof: u32) -> ChunkerParams 
 }
 
 fn size_u32(text: &str) -> Result<u32, String> {
+    u32::try_from(size(text)?).map_err(|_| format!("{text} is too large for a chunk"))
+}
+
+/// A size in bytes.
+pub(crate) fn size(text: &str) -> Result<u64, String> {
     let size: bytesize::ByteSize = text
         .parse()
         .map_err(|_| format!("{text:?} is no size: expected bytes or a unit, such as 64KiB"))?;
-    u32::try_from(size.as_u64()).map_err(|_| format!("{text} is too large for a chunk"))
+    Ok(size.as_u64())
 }
 
 /// A length of time: `90s`, `30m` or `2h`.

@@ -1,6 +1,6 @@
-//! `tidegate backup`: disk images of one machine into one recovery point.
+//! `tidegate backup`: one machine into one recovery point, by its disk images or while it runs.
 
-use crate::args::{Backup, Global};
+use crate::args::{Backup, Global, QuiesceArg};
 use crate::context::Context;
 use crate::exit::Outcome;
 use crate::progress::{self, Job};
@@ -8,42 +8,119 @@ use crate::settings::Settings;
 use crate::text;
 use std::path::PathBuf;
 use std::sync::Arc;
+use tidegate_agent::live::libvirt::Libvirt;
+use tidegate_agent::live::{FreezeSettings, Quiesce, ScratchSettings};
 use tidegate_agent::progress::Progress;
-use tidegate_agent::replicate::{self, BackupRequest, BackupSettings, BackupSummary, Mode};
+use tidegate_agent::replicate::{
+    self, BackupRequest, BackupSettings, BackupSummary, Hypervisor, Mode, RunningRequest,
+    RunningSummary,
+};
 use tidegate_agent::source::OpenSettings;
 use tidegate_agent::{Error, Kind, Result};
 
 pub(super) async fn run(global: &Global, args: Backup, context: &Context) -> Result<Outcome> {
     let settings = Settings::load(global, &args.access.repository, &args.access.key)?;
+    if let Some(hypervisor) = hypervisor(&args) {
+        return running(hypervisor, args, &settings, context).await;
+    }
     let machine = machine_name(args.machine.clone(), &args.images)?;
     let disks = replicate::open_images(&args.images, &how_to_open(&args, &settings)).await?;
     let repository = context.open(&settings).await?;
-    let mut how = settings_of(&settings);
-    if let Some(workers) = args.workers {
-        how.workers = workers.into();
-    }
-    if let Some(level) = args.compression_level {
-        how.compression_level = level;
-    }
     let request = BackupRequest {
         machine: machine.clone(),
         disks,
         host: replicate::host_name(),
         moment: None,
         dry_run: args.dry_run,
-        settings: how,
+        settings: settings_for(&args, &settings),
     };
     let counters = Arc::new(Progress::default());
     let shown = progress::show(&context.output, Job::Backup, &machine, &counters);
     let done = replicate::backup(&repository, request, counters, context.stop.clone()).await;
     drop(shown);
-    let summary = done.map_err(|error| match error.kind() {
+    let summary = done.map_err(interrupted)?;
+    context.output.result(&summary, || describe(&summary))?;
+    Ok(Outcome::Done)
+}
+
+/// A machine while it runs.
+async fn running(
+    hypervisor: Hypervisor,
+    args: Backup,
+    settings: &Settings,
+    context: &Context,
+) -> Result<Outcome> {
+    let repository = context.open(settings).await?;
+    let shown_as = match (&args.machine, &hypervisor) {
+        (Some(name), _) | (None, Hypervisor::Libvirt(_, name)) => name.clone(),
+        (None, Hypervisor::Qmp(socket)) => socket.display().to_string(),
+    };
+    let request = RunningRequest {
+        machine: args.machine.clone(),
+        hypervisor,
+        freeze: FreezeSettings {
+            scratch: ScratchSettings {
+                folder: args.live.scratch.clone(),
+                bytes_max: args.live.scratch_max,
+                reserve_bytes: args.live.scratch_reserve,
+            },
+            quiesce: match args.live.quiesce {
+                QuiesceArg::Off => Quiesce::Off,
+                QuiesceArg::Prefer => Quiesce::Prefer,
+                QuiesceArg::Require => Quiesce::Require,
+            },
+        },
+        host: replicate::host_name(),
+        dry_run: args.dry_run,
+        settings: settings_for(&args, settings),
+    };
+    let counters = Arc::new(Progress::default());
+    let shown = progress::show(&context.output, Job::Backup, &shown_as, &counters);
+    let stop = context.stop.clone();
+    let done = replicate::back_up_running(&repository, request, counters, stop).await;
+    drop(shown);
+    let summary = done.map_err(interrupted)?;
+    context
+        .output
+        .result(&summary, || describe_running(&summary))?;
+    Ok(Outcome::Done)
+}
+
+fn hypervisor(args: &Backup) -> Option<Hypervisor> {
+    match (&args.vm, &args.qmp) {
+        (Some(domain), _) => Some(Hypervisor::Libvirt(
+            Libvirt::new(args.live.connect.clone()),
+            domain.clone(),
+        )),
+        (None, Some(socket)) => Some(Hypervisor::Qmp(socket.clone())),
+        (None, None) => None,
+    }
+}
+
+fn interrupted(error: Error) -> Error {
+    match error.kind() {
         Kind::Interrupted => error
             .advise("what has landed in the store is kept: the same command goes on from there"),
         _ => error,
-    })?;
-    context.output.result(&summary, || describe(&summary))?;
-    Ok(Outcome::Done)
+    }
+}
+
+/// The summary of a running machine's backup, for people.
+fn describe_running(summary: &RunningSummary) -> String {
+    let mut told = describe(&summary.backup);
+    told.push_str(&format!(
+        "\x20 moment  {}, writes of the guest held for at most {}\n",
+        match summary.consistency {
+            "offline" => "the machine was off",
+            "application" => "file systems of the guest frozen (application-consistent)",
+            _ => "as after a power cut (crash-consistent)",
+        },
+        text::seconds(summary.held_seconds),
+    ));
+    for out in &summary.left_out {
+        told.push_str(&format!("  left out {}: {}\n", out.name, out.why));
+    }
+    told
 }
 
 /// The summary of a backup, for people.
@@ -89,6 +166,18 @@ pub(super) fn settings_of(settings: &Settings) -> BackupSettings {
     }
     if let Some(uploads) = settings.uploads_in_flight {
         how.uploads_in_flight = uploads;
+    }
+    how
+}
+
+/// The same where the command line says nothing else.
+fn settings_for(args: &Backup, settings: &Settings) -> BackupSettings {
+    let mut how = settings_of(settings);
+    if let Some(workers) = args.workers {
+        how.workers = workers.into();
+    }
+    if let Some(level) = args.compression_level {
+        how.compression_level = level;
     }
     how
 }

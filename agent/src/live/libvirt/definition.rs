@@ -263,7 +263,9 @@ impl Rewriter<'_> {
                 changed.clear_attributes();
                 for known in element.attributes() {
                     let known = known.map_err(|error| unreadable(&error))?;
-                    let value = known.normalized_value(XmlVersion::Implicit1_0).map_err(|error| unreadable(&error))?;
+                    let value = known
+                        .normalized_value(XmlVersion::Implicit1_0)
+                        .map_err(|error| unreadable(&error))?;
                     let other = self.changes.networks.get(value.as_ref());
                     let name = String::from_utf8_lossy(known.key.as_ref()).into_owned();
                     // A port that the other host gave.
@@ -300,7 +302,12 @@ fn is_replaced(name: &[u8]) -> bool {
 
 fn attribute(element: &BytesStart<'_>, name: &str) -> Option<String> {
     let found = element.try_get_attribute(name).ok()??;
-    Some(found.normalized_value(XmlVersion::Implicit1_0).ok()?.into_owned())
+    Some(
+        found
+            .normalized_value(XmlVersion::Implicit1_0)
+            .ok()?
+            .into_owned(),
+    )
 }
 
 fn without_attributes(element: &BytesStart<'_>, names: &[&str]) -> BytesStart<'static> {
