@@ -329,7 +329,7 @@ async fn passes(
                 None => Mode::Full,
             },
             reason: reason(request, parent.as_ref(), &outcome),
-            tracking: outcome.tracking.clone(),
+            tracking: tracking_of_disks(request, &outcome),
         };
         if !request.dry_run {
             repository.note_suspects("backup").await;
@@ -761,10 +761,11 @@ fn reason(request: &BackupRequest, parent: Option<&Point>, outcome: &Outcome) ->
             point.id.short()
         );
     }
-    let is_new = |disk: &&DiskToBackUp| old_disk(point, request, disk).is_none();
+    let is_new =
+        |disk: &&DiskToBackUp| disk.role == Role::Disk && old_disk(point, request, disk).is_none();
     let new: Vec<_> = request.disks.iter().filter(is_new).collect();
     let names: Vec<_> = new.iter().map(|disk| disk.name.as_str()).collect();
-    let mut reason = match outcome.tracking.as_slice() {
+    let mut reason = match tracking_of_disks(request, outcome).as_slice() {
         all if all.iter().all(|disk| disk.tracked) => {
             format!("changes tracked since point {}", point.id.short())
         }
@@ -793,6 +794,14 @@ fn reason(request: &BackupRequest, parent: Option<&Point>, outcome: &Outcome) ->
         reason.push_str(&format!(", which has no disk {}", names.join(", ")));
     }
     reason
+}
+
+/// Of disks, not of what else the machine needs.
+fn tracking_of_disks(request: &BackupRequest, outcome: &Outcome) -> Vec<DiskTracking> {
+    let all = request.disks.iter().zip(&outcome.tracking);
+    all.filter(|(disk, _)| disk.role == Role::Disk)
+        .map(|(_, tracking)| tracking.clone())
+        .collect()
 }
 
 fn compared(why: &str, point: &Point) -> String {
