@@ -1,10 +1,12 @@
 //! Disks to write: where the way back puts its bytes.
 
+mod bytes;
 pub(crate) mod convert;
 mod device;
 mod file;
 mod filling;
 
+pub use bytes::BytesTarget;
 pub use convert::{ConvertSettings, convert};
 pub use device::open_in_place;
 pub use file::{PARTIAL_SUFFIX, create_file, partial_path, resume_partial};

@@ -320,7 +320,36 @@ pub(crate) struct Restore {
     #[arg(long)]
     pub(crate) dry_run: bool,
     #[command(flatten)]
+    pub(crate) machine: Define,
+    #[command(flatten)]
     pub(crate) access: Access,
+}
+
+/// The whole machine, as a domain of libvirt.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Define {
+    /// Define the machine in libvirt again, from the definition that the point holds; --to is the
+    /// folder of its disks
+    #[arg(long, conflicts_with_all = ["disk", "in_place"])]
+    pub(crate) define: bool,
+    /// Give it this name, a UUID and network addresses of its own: a copy
+    #[arg(long = "as", value_name = "NAME", value_parser = parse::name, requires = "define")]
+    pub(crate) as_name: Option<String>,
+    /// Put this disk here, rather than into the folder
+    #[arg(long, value_name = "DISK=PATH", value_parser = parse::placed, requires = "define")]
+    pub(crate) place: Vec<(String, PathBuf)>,
+    /// Let a copy have the network addresses of the original
+    #[arg(long, requires = "as_name")]
+    pub(crate) keep_macs: bool,
+    /// Connect it to another network or bridge than the definition says
+    #[arg(long, value_name = "OLD=NEW", value_parser = parse::renamed, requires = "define")]
+    pub(crate) network: Vec<(String, String)>,
+    /// Start it
+    #[arg(long, requires = "define")]
+    pub(crate) start: bool,
+    /// The libvirt that is meant [default: as virsh]
+    #[arg(long, value_name = "URI", requires = "define")]
+    pub(crate) connect: Option<String>,
 }
 
 /// Check that what is stored can be restored.

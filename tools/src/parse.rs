@@ -8,6 +8,7 @@ use jiff::civil::{Date, DateTime};
 use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp, Zoned};
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 use tidegate_agent::repository::Selector;
@@ -186,6 +187,22 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
         .parse()
         .map_err(|_| format!("{text:?} is no size: expected bytes or a unit, such as 64KiB"))?;
     Ok(size.as_u64())
+}
+
+/// `OLD=NEW`.
+pub(crate) fn renamed(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((old, new)) if !old.is_empty() && !new.is_empty() => {
+            Ok((old.to_owned(), new.to_owned()))
+        }
+        _ => Err("expected OLD=NEW".to_owned()),
+    }
+}
+
+/// `DISK=PATH`.
+pub(crate) fn placed(text: &str) -> Result<(String, PathBuf), String> {
+    let (disk, path) = renamed(text).map_err(|_| "expected DISK=PATH".to_owned())?;
+    Ok((disk, path.into()))
 }
 
 /// A length of time: `90s`, `30m` or `2h`.

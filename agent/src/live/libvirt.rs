@@ -17,6 +17,7 @@ pub use domain::{Domain, DomainDisk};
 
 use crate::error::{Error, Kind, Result};
 use std::ffi::OsStr;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt};
@@ -98,6 +99,27 @@ impl Libvirt {
             false => definition.clone(),
         };
         Domain::parse(domain, is_active, &now, definition)
+    }
+
+    /// Makes a domain by its definition, a file.
+    ///
+    /// # Errors
+    /// What libvirt says of it.
+    pub async fn define(&self, definition: &Path) -> Result<()> {
+        let arguments = [
+            OsStr::new("define"),
+            OsStr::new("--file"),
+            definition.as_os_str(),
+        ];
+        self.virsh(&arguments).await.map(drop)
+    }
+
+    /// Starts a domain.
+    ///
+    /// # Errors
+    /// What libvirt says of it.
+    pub async fn start(&self, domain: &str) -> Result<()> {
+        self.virsh(&["start", "--domain", domain]).await.map(drop)
     }
 
     /// Runs `virsh` and returns what it says.

@@ -1,9 +1,10 @@
-//! `tidegate restore`: a point's disks onto files and devices.
+//! `tidegate restore`: a point's disks onto files and devices, or the whole machine.
 //!
 //! The rule of safety: nothing that exists is written to unless the operator said so, by `--in-place`
 //! (make it equal) or `--overwrite` (replace it). All destinations are judged before the first byte
 //! is written to any of them.
 
+mod define;
 mod destination;
 mod readback;
 
@@ -15,12 +16,15 @@ use crate::settings::Settings;
 use crate::text;
 use destination::{Destination, Wish};
 use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 use tidegate_agent::durable;
+use tidegate_agent::format::Format;
+use tidegate_agent::live::libvirt::PlacedDisk;
 use tidegate_agent::progress::Progress;
 use tidegate_agent::recover::{self, RestoreMode, RestorePlan, RestoreSettings, RestoreSummary};
 use tidegate_agent::repository::{Point, PointDisk, Repository};
@@ -35,6 +39,8 @@ struct Answer {
     point: String,
     dry_run: bool,
     disks: Vec<DiskAnswer>,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    machine_defined: Option<define::Defined>,
 }
 
 #[derive(Serialize)]
@@ -61,35 +67,17 @@ pub(super) async fn run(global: &Global, args: Restore, context: &Context) -> Re
     }
     let point = repository.resolve(&args.spec.machine, &args.spec.selector)?;
     let disks = chosen(&point, args.disk.as_deref())?;
-    let wish = Wish {
-        format: args.format,
-        subformat: args.subformat.clone(),
-        compress: args.compress,
-        in_place: args.in_place,
-        overwrite: args.overwrite,
+    let work = Work {
+        repository: &repository,
+        context,
+        verify: args.verify,
+        settings: engine_settings(&settings, &args),
     };
-    let to = args.to.clone();
-    let wanted: Vec<_> = disks
-        .iter()
-        .map(|disk| destination::Disk {
-            name: disk.name.clone(),
-            size_bytes: disk.size_bytes,
-        })
-        .collect();
-    let dry_run = args.dry_run;
-    let destinations = blocking(move || {
-        let chosen = destination::choose(&to, &wanted, &wish)?;
-        if let Some(folder) = chosen.new_folder.filter(|_| !dry_run) {
-            durable::create_folder(&folder, 0o777).map_err(|error| {
-                Error::io(
-                    format!("cannot make the folder {}", folder.display()),
-                    error,
-                )
-            })?;
-        }
-        Ok(chosen.destinations)
-    })
-    .await?;
+    let machine = match args.machine.define {
+        true if !args.dry_run => Some(define::Machine::new(&work, &point, &args.machine).await?),
+        _ => None,
+    };
+    let destinations = destinations(&args, &disks).await?;
 
     let mut answers = Vec::new();
     for (disk, destination) in disks.iter().zip(destinations) {
@@ -105,27 +93,97 @@ pub(super) async fn run(global: &Global, args: Restore, context: &Context) -> Re
             let plan = recover::restore_plan(&repository, disk);
             answer.plan = Some(context.or_stop(plan).await?);
         } else {
-            let work = Work {
-                repository: &repository,
-                context,
-                verify: args.verify,
-                settings: engine_settings(&settings, &args),
-            };
             answer.summary = Some(work.restore(disk, &destination).await?);
             answer.verified = args.verify;
         }
         answers.push(answer);
     }
+    let machine_defined = match machine {
+        None => None,
+        Some(machine) => {
+            let mut placed = BTreeMap::new();
+            for answer in &answers {
+                let disk = PlacedDisk {
+                    path: define::whole(&answer.path)?,
+                    format: answer.format.to_owned(),
+                };
+                placed.insert(answer.disk.name.clone(), disk);
+            }
+            Some(machine.define(&args.to, placed).await?)
+        }
+    };
     let answer = Answer {
         machine: point.machine.clone(),
         point: point.id.to_string(),
         dry_run: args.dry_run,
         disks: answers,
+        machine_defined,
     };
     context
         .output
         .result(&answer, || describe(&point, &answer))?;
     Ok(Outcome::Done)
+}
+
+/// Where each disk goes; makes the folder for them.
+async fn destinations(args: &Restore, disks: &[&PointDisk]) -> Result<Vec<Destination>> {
+    let wish = Wish {
+        format: args.format,
+        subformat: args.subformat.clone(),
+        compress: args.compress,
+        in_place: args.in_place,
+        overwrite: args.overwrite,
+    };
+    let wanted = |disk: &PointDisk| destination::Disk {
+        name: disk.name.clone(),
+        size_bytes: disk.size_bytes,
+    };
+    let groups: Vec<(PathBuf, Vec<destination::Disk>, Wish)> = match args.machine.define {
+        false => {
+            let all = disks.iter().map(|disk| wanted(disk)).collect();
+            vec![(args.to.clone(), all, wish)]
+        }
+        // A machine's disks stay in the format that it knows, each in its own place.
+        true => disks
+            .iter()
+            .map(|disk| {
+                let mut places = args.machine.place.iter();
+                let placed = places.find(|(name, _)| *name == disk.name);
+                let to = placed.map_or_else(|| args.to.join(""), |(_, path)| path.clone());
+                let known = disk.source_format.parse().ok();
+                let known = known.filter(|format| matches!(format, Format::Raw | Format::Qcow2));
+                let format = args.format.or(known).or(Some(Format::Qcow2));
+                let wish = Wish {
+                    format,
+                    ..wish.clone()
+                };
+                (to, vec![wanted(disk)], wish)
+            })
+            .collect(),
+    };
+    let dry_run = args.dry_run;
+    // What a machine needs besides its disks goes there too.
+    let folder = args.machine.define.then(|| args.to.clone());
+    blocking(move || {
+        let mut destinations = Vec::new();
+        let mut folders: BTreeSet<PathBuf> = BTreeSet::new();
+        for (to, disks, wish) in &groups {
+            let chosen = destination::choose(to, disks, wish)?;
+            folders.extend(chosen.new_folder);
+            destinations.extend(chosen.destinations);
+        }
+        folders.extend(folder.filter(|folder| !folder.exists()));
+        for folder in folders.iter().filter(|_| !dry_run) {
+            durable::create_folder(folder, 0o777).map_err(|error| {
+                Error::io(
+                    format!("cannot make the folder {}", folder.display()),
+                    error,
+                )
+            })?;
+        }
+        Ok(destinations)
+    })
+    .await
 }
 
 /// Refuses before anything is made of the target.
@@ -308,6 +366,16 @@ fn describe(point: &Point, answer: &Answer) -> String {
     );
     for disk in &answer.disks {
         out.push_str(&disk.describe());
+    }
+    if let Some(defined) = &answer.machine_defined {
+        let runs = if defined.started { ", and runs" } else { "" };
+        out.push_str(&format!("  domain {} is defined{runs}\n", defined.domain));
+        if !defined.without.is_empty() {
+            let without = defined.without.join(", ");
+            out.push_str(&format!(
+                "  without {without}: the point does not hold what was there\n"
+            ));
+        }
     }
     if answer.dry_run {
         out.push_str("a dry run: nothing was written\n");
