@@ -1,0 +1,337 @@
+//! Machines of a real libvirt, with a guest that never stops writing: every point holds one moment, and
+//! what an operator does meanwhile, or what dies, makes no wrong one.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
+
+mod daemon;
+#[path = "../site/mod.rs"]
+mod site;
+
+use daemon::{Console, Host};
+use serde_json::Value;
+use site::{Site, program, text};
+use std::path::Path;
+use std::time::Duration;
+
+const NUMBERS: u64 = 1_000_003;
+
+/// The guest appends numbered lines to a journal, each durable before it is acknowledged, and writes
+/// elsewhere too.
+const WRITER: &str = "mkdir -p /mnt; mount -t ext4 /dev/vda /mnt; \
+    n=$(wc -l </mnt/journal 2>/dev/null || echo 0); echo $n >/acked; \
+    (while :; do n=$((n+1)); echo \"$n $((n*7919%1000003))\" >>/mnt/journal; sync; echo $n >/acked; \
+    dd if=/dev/urandom of=/mnt/noise bs=4k count=3 seek=$((RANDOM%4000)) conv=notrunc; \
+    dd if=/dev/urandom of=/dev/vdb bs=4k count=1 seek=$((RANDOM%4000)) conv=notrunc; \
+    done) >/dev/null 2>&1 &";
+
+struct Machine {
+    console: Console,
+}
+
+impl Machine {
+    fn start(site: &Site, host: &Host, domain: &str) -> Self {
+        host.virsh(&["start", domain]);
+        let mut console = Console::of_booting(&site.path(&format!("{domain}.console")));
+        console.run(WRITER);
+        Self { console }
+    }
+
+    /// Lines that the guest's file system has promised.
+    fn acknowledged(&mut self) -> u64 {
+        self.console.run("cat /acked").trim().parse().unwrap()
+    }
+}
+
+fn define(site: &Site, host: &Host, domain: &str) {
+    let lab = std::env::var("TIDEGATE_LAB").expect("TIDEGATE_LAB is set: run tools/test");
+    let xml = format!(
+        "<domain type='qemu'><name>{domain}</name>
+         <metadata><t:tag xmlns:t='https://github.com/tidegate/tidegate/domain/1'>gold</t:tag></metadata>
+         <memory unit='MiB'>192</memory><vcpu>1</vcpu>
+         <os><type arch='x86_64' machine='pc'>hvm</type>
+           <kernel>{lab}/guest/vmlinuz</kernel><initrd>{lab}/guest/initramfs</initrd>
+           <cmdline>console=ttyS0 quiet panic=-1</cmdline></os>
+         <features><acpi/></features>
+         <devices>
+           <emulator>/usr/bin/qemu-system-x86_64</emulator>
+           <disk type='file' device='disk'><driver name='qemu' type='qcow2' discard='unmap'/>
+             <source file='{system}'/><target dev='vda' bus='virtio'/></disk>
+           <disk type='file' device='disk'><driver name='qemu' type='raw'/>
+             <source file='{data}'/><target dev='vdb' bus='virtio'/></disk>
+           <controller type='usb' model='none'/>
+           <serial type='unix'><source mode='bind' path='{console}'/></serial>
+           <memballoon model='none'/>
+         </devices></domain>",
+        system = text(&site.path("system.qcow2")),
+        data = text(&site.path("data.raw")),
+        console = text(&site.path(&format!("{domain}.console"))),
+    );
+    std::fs::write(site.path("domain.xml"), xml).unwrap();
+    host.virsh(&["define", text(&site.path("domain.xml"))]);
+}
+
+fn disks(site: &Site) {
+    let raw = site.image("system.raw", 96 << 20, &[]);
+    program("mkfs.ext4", &["-q", "-F", text(&raw)]);
+    let system = site.path("system.qcow2");
+    program(
+        "qemu-img",
+        &[
+            "convert",
+            "-f",
+            "raw",
+            "-O",
+            "qcow2",
+            text(&raw),
+            text(&system),
+        ],
+    );
+    std::fs::remove_file(raw).unwrap();
+    site.image("data.raw", 24 << 20, &[(0, 1 << 20)]);
+}
+
+/// A point, and how many lines were promised before and after it was made.
+struct Made {
+    point: String,
+    least: u64,
+    most: u64,
+}
+
+fn back_up(site: &Site, host: &Host, machine: &mut Machine) -> (Made, Value) {
+    let least = machine.acknowledged();
+    let scratch = text(&site.path("")).to_owned();
+    let backup = [
+        "backup",
+        "--vm",
+        "web01",
+        "--scratch",
+        &scratch,
+        "--scratch-reserve",
+        "1MiB",
+        "--json",
+    ];
+    let told: Value = host.tidegate(site, &backup).succeeds().json();
+    let made = Made {
+        point: told["point"].as_str().unwrap().to_owned(),
+        least,
+        // One may be on its way.
+        most: machine.acknowledged() + 1,
+    };
+    (made, told)
+}
+
+fn tracking<'a>(told: &'a Value, disk: &str) -> &'a Value {
+    let disks = told["tracking"].as_array().unwrap();
+    disks.iter().find(|found| found["disk"] == disk).unwrap()
+}
+
+/// Restores a point's disk and looks at it: the file system is sound after a replay of its journal, as
+/// after a power cut, and no line is missing or torn that was promised.
+fn judge(site: &Site, made: &Made) {
+    let spec = format!("web01@{}", made.point);
+    let image = site.path("judged.raw");
+    let restore = [
+        "restore",
+        &spec,
+        "--disk",
+        "vda",
+        "--to",
+        text(&image),
+        "--overwrite",
+    ];
+    site.tidegate(&restore).succeeds();
+    program("e2fsck", &["-p", text(&image)]);
+    program("e2fsck", &["-fn", text(&image)]);
+    let journal = std::process::Command::new("debugfs")
+        .args(["-R", "cat /journal", text(&image)])
+        .output()
+        .unwrap();
+    let journal = String::from_utf8(journal.stdout).unwrap();
+    let lines = lines_of(&journal);
+    assert!(
+        (made.least..=made.most).contains(&lines),
+        "{}: {lines} lines, {} were promised before the backup and {} after it",
+        made.point,
+        made.least,
+        made.most
+    );
+}
+
+fn lines_of(journal: &str) -> u64 {
+    let mut count = 0;
+    for line in journal.lines() {
+        count += 1;
+        assert_eq!(
+            line,
+            format!("{count} {}", count * 7919 % NUMBERS),
+            "line {count}"
+        );
+    }
+    count
+}
+
+#[test]
+fn points_of_a_domain_that_never_stops_writing() {
+    let site = Site::with_repository();
+    disks(&site);
+    let mut host = Host::start(&site, "host-a");
+    define(&site, &host, "web01");
+    let mut machine = Machine::start(&site, &host, "web01");
+    let mut points = Vec::new();
+
+    let (first, told) = back_up(&site, &host, &mut machine);
+    assert_eq!(told["mode"], "full");
+    points.push(first);
+    for _ in 0..4 {
+        std::thread::sleep(Duration::from_millis(300));
+        let (made, told) = back_up(&site, &host, &mut machine);
+        assert_eq!(tracking(&told, "vda")["tracked"], true, "{told}");
+        let raw = tracking(&told, "vdb");
+        assert_eq!(raw["tracked"], false);
+        assert!(
+            raw["reason"]
+                .as_str()
+                .unwrap()
+                .contains("qcow2 images only")
+        );
+        assert!(told["held_seconds"].as_f64().unwrap() < 30.0);
+        points.push(made);
+    }
+
+    // A backup that is killed, wherever it is, costs nothing but itself.
+    for after in [20, 60, 110, 160, 230] {
+        let scratch = text(&site.path("")).to_owned();
+        let backup = [
+            "backup",
+            "--vm",
+            "web01",
+            "--scratch",
+            &scratch,
+            "--scratch-reserve",
+            "1MiB",
+        ];
+        host.tidegate_killed(&site, &backup, Duration::from_millis(after));
+        let (made, told) = back_up(&site, &host, &mut machine);
+        assert_eq!(
+            tracking(&told, "vda")["tracked"],
+            true,
+            "{after} ms: {told}"
+        );
+        points.push(made);
+    }
+    let kept = host.virsh(&["checkpoint-list", "web01", "--name"]);
+    assert_eq!(
+        kept.lines().filter(|name| !name.trim().is_empty()).count(),
+        1,
+        "{kept}"
+    );
+
+    // libvirt's daemon dies, and comes again.
+    host.kill_daemon();
+    host.start_daemon();
+    let (made, told) = back_up(&site, &host, &mut machine);
+    assert_eq!(tracking(&told, "vda")["tracked"], true, "{told}");
+    points.push(made);
+
+    // Somebody else's backup is left alone.
+    let foreign = site.path("foreign.xml");
+    let socket = site.path("foreign.sock");
+    let xml = format!(
+        "<domainbackup mode='pull'><server transport='unix' socket='{}'/></domainbackup>",
+        text(&socket)
+    );
+    std::fs::write(&foreign, xml).unwrap();
+    host.virsh(&["backup-begin", "web01", text(&foreign)]);
+    let scratch = text(&site.path("")).to_owned();
+    let backup = [
+        "backup",
+        "--vm",
+        "web01",
+        "--scratch",
+        &scratch,
+        "--scratch-reserve",
+        "1MiB",
+    ];
+    host.tidegate(&site, &backup)
+        .ends_with(9)
+        .says(&["somebody else"]);
+    host.virsh(&["domjobabort", "web01"]);
+    let (made, told) = back_up(&site, &host, &mut machine);
+    assert_eq!(tracking(&told, "vda")["tracked"], true, "{told}");
+    points.push(made);
+
+    // The bitmap is taken away by hand.
+    let name = host.virsh(&["checkpoint-list", "web01", "--name"]);
+    host.virsh(&["checkpoint-delete", "web01", name.trim()]);
+    let (made, told) = back_up(&site, &host, &mut machine);
+    let why = tracking(&told, "vda");
+    assert_eq!(why["tracked"], false, "{told}");
+    assert!(
+        why["reason"]
+            .as_str()
+            .unwrap()
+            .contains("has recorded no changes")
+    );
+    points.push(made);
+
+    // QEMU is killed: its bitmap cannot be trusted any more, and the guest's disk is as after a power
+    // cut.
+    host.kill_qemu("web01");
+    machine = Machine::start(&site, &host, "web01");
+    let (made, told) = back_up(&site, &host, &mut machine);
+    let why = tracking(&told, "vda");
+    assert_eq!(why["tracked"], false, "{told}");
+    assert!(
+        why["reason"].as_str().unwrap().contains("checkpoint"),
+        "{why}"
+    );
+    assert!(told["new_bytes"].as_u64().unwrap() < told["read_bytes"].as_u64().unwrap());
+    points.push(made);
+    let (made, told) = back_up(&site, &host, &mut machine);
+    assert_eq!(tracking(&told, "vda")["tracked"], true, "{told}");
+    points.push(made);
+
+    for made in &points {
+        judge(&site, made);
+    }
+    site.tidegate(&["verify", "--all"]).succeeds();
+
+    // The whole machine on another host, under another name.
+    let other = Host::start(&site, "host-b");
+    let last = points.last().unwrap();
+    let spec = format!("web01@{}", last.point);
+    let folder = site.path("copy");
+    let restore = [
+        "restore",
+        &spec,
+        "--to",
+        text(&folder),
+        "--define",
+        "--as",
+        "web01-copy",
+    ];
+    other.tidegate(&site, &restore).succeeds();
+    other
+        .tidegate(&site, &restore)
+        .ends_with(9)
+        .says(&["has a domain"]);
+    let xml = other.virsh(&["dumpxml", "web01-copy"]);
+    let uuid = host.virsh(&["domuuid", "web01"]);
+    assert!(!xml.contains(uuid.trim()), "a copy has a UUID of its own");
+    assert!(xml.contains(">gold<"), "what operators wrote travels too");
+    // Its console would be the original's.
+    let xml = xml.replace("web01.console", "web01-copy.console");
+    std::fs::write(site.path("copy.xml"), xml).unwrap();
+    other.virsh(&["define", text(&site.path("copy.xml"))]);
+    other.virsh(&["start", "web01-copy"]);
+    let mut console = Console::of_booting(&site.path("web01-copy.console"));
+    console.run("mkdir -p /mnt; mount -t ext4 /dev/vda /mnt");
+    let lines = lines_of(&console.run("cat /mnt/journal"));
+    assert!((last.least..=last.most).contains(&lines), "{lines}");
+    assert!(Path::new(&folder).join("vdb.raw").exists());
+}
