@@ -29,7 +29,7 @@ use tidegate_protocol::record::Consistency;
 use tokio::sync::oneshot;
 
 /// How often the scratch space is looked at.
-const WATCH_PERIOD: Duration = Duration::from_millis(50);
+pub(super) const WATCH_PERIOD: Duration = Duration::from_millis(50);
 /// What QEMU calls the socket that it is handed.
 const SOCKET_NAME: &str = "tidegate-nbd";
 /// The socket of the snapshot, in a folder that only we can enter.

@@ -146,10 +146,10 @@ impl Machine {
         Ok(machine)
     }
 
-    /// For tests: see [`Qmp::die_after`].
+    /// For tests.
     #[cfg(feature = "testing")]
-    pub fn die_after(&mut self, commands: u64) {
-        self.qmp.die_after(commands);
+    pub fn handicap(&mut self, handicap: super::qmp::Handicap) {
+        self.qmp.handicap(handicap);
     }
 
     /// Finds its disks anew.

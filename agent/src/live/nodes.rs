@@ -324,16 +324,17 @@ async fn give_back(
         let used = device.inserted.as_ref()?.node_name.clone();
         (used == pass || used == cbw).then(|| Some((device.qom_path()?, used)))?
     };
-    let Some((qom_path, used)) = devices.iter().find_map(uses) else {
+    let Some((qom_path, mut used)) = devices.iter().find_map(uses) else {
         return Ok(());
     };
-    if used == pass {
-        // Past `pass`, wherever it leads: then it can go, and with it what holds `cbw`.
-        if present.contains(&cbw) {
-            give(qmp, &qom_path, &cbw).await?;
-            present.remove(&pass);
-            delete(qmp, &pass).await?;
-        }
+    if used == pass && present.contains(&cbw) {
+        // Past `pass`, wherever it leads.
+        give(qmp, &qom_path, &cbw).await?;
+        used = cbw.clone();
+    }
+    if used == cbw && present.remove(&pass) {
+        // It may hold `cbw`, which then would not let go of the disk.
+        delete(qmp, &pass).await?;
     }
     give(qmp, &qom_path, node).await
 }

@@ -24,10 +24,21 @@ use tokio::time::timeout;
 const LINE_BYTES_MAX: usize = 16 << 20;
 /// Events that nobody has fetched yet; the oldest go first.
 const EVENTS_MAX: usize = 256;
-/// How long QEMU may take to greet: it does so at once, unless it talks to somebody else.
-const GREETING_TIME_MAX: Duration = Duration::from_secs(5);
-/// How long a command may take. Those that wait for the disk to be flushed are the slowest.
-const ANSWER_TIME_MAX: Duration = Duration::from_secs(120);
+/// How long QEMU is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Patience {
+    /// For its greeting: it comes at once, unless QEMU talks to somebody else.
+    greeting_max: Duration,
+    /// For the answer to a command. Those that wait for the disk to be flushed are the slowest.
+    answer_max: Duration,
+}
+
+impl Patience {
+    const DEFAULT: Self = Self {
+        greeting_max: Duration::from_secs(5),
+        answer_max: Duration::from_secs(120),
+    };
+}
 
 /// A connection to a monitor.
 #[derive(Debug)]
@@ -35,6 +46,7 @@ pub struct Qmp {
     stream: UnixStream,
     /// For messages: which machine, or which socket as long as its name is not known.
     name: String,
+    patience: Patience,
     version: Version,
     received: Vec<u8>,
     /// As much of `received` as is known to hold no line's end.
@@ -43,7 +55,17 @@ pub struct Qmp {
     next_id: u64,
     dead: bool,
     #[cfg(feature = "testing")]
-    commands_left: Option<u64>,
+    handicap: Handicap,
+}
+
+/// For tests: what makes rare moments common.
+#[cfg(feature = "testing")]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Handicap {
+    /// After so many commands QEMU hears no more, as if this program had been killed.
+    pub dies_after: Option<u64>,
+    /// Before each command.
+    pub pause: Duration,
 }
 
 /// QEMU's version, as it says at the greeting.
@@ -117,14 +139,20 @@ impl Qmp {
                 Error::io(what, error)
             }
         })?;
-        Self::greet(stream, format!("the machine at {}", socket.display())).await
+        let name = format!("the machine at {}", socket.display());
+        Self::greet_within(stream, name, Patience::DEFAULT).await
     }
 
     /// The same on a connected socket; `name` stands in messages for the machine.
     pub async fn greet(stream: UnixStream, name: String) -> Result<Self> {
+        Self::greet_within(stream, name, Patience::DEFAULT).await
+    }
+
+    async fn greet_within(stream: UnixStream, name: String, patience: Patience) -> Result<Self> {
         let mut qmp = Self {
             stream,
             name,
+            patience,
             version: Version {
                 major: 0,
                 minor: 0,
@@ -136,9 +164,9 @@ impl Qmp {
             next_id: 0,
             dead: false,
             #[cfg(feature = "testing")]
-            commands_left: None,
+            handicap: Handicap::default(),
         };
-        let line = match timeout(GREETING_TIME_MAX, qmp.line()).await {
+        let line = match timeout(patience.greeting_max, qmp.line()).await {
             Ok(line) => line.map_err(|error| qmp.broken("greeting", error))?,
             Err(_) => {
                 return Err(Error::new(
@@ -214,10 +242,10 @@ impl Qmp {
         self.events.drain(..).collect()
     }
 
-    /// For tests: after so many commands QEMU hears no more, as if this program had been killed.
+    /// For tests.
     #[cfg(feature = "testing")]
-    pub fn die_after(&mut self, commands: u64) {
-        self.commands_left = Some(commands);
+    pub fn handicap(&mut self, handicap: Handicap) {
+        self.handicap = handicap;
     }
 
     async fn execute_with(
@@ -233,12 +261,15 @@ impl Qmp {
             ));
         }
         #[cfg(feature = "testing")]
-        if let Some(left) = &mut self.commands_left {
-            if *left == 0 {
-                self.dead = true;
-                return Err(Error::new(Kind::Interrupted, "killed"));
+        {
+            tokio::time::sleep(self.handicap.pause).await;
+            if let Some(left) = &mut self.handicap.dies_after {
+                if *left == 0 {
+                    self.dead = true;
+                    return Err(Error::new(Kind::Interrupted, "killed"));
+                }
+                *left -= 1;
             }
-            *left -= 1;
         }
         let id = self.next_id;
         self.next_id += 1;
@@ -251,11 +282,12 @@ impl Qmp {
         tracing::trace!(machine = self.name, %message, "asks QEMU");
         // Whoever gives up waiting leaves it dead.
         self.dead = true;
+        let answer_max = self.patience.answer_max;
         let conversation = async {
             self.send(&bytes, file).await?;
             self.answer(id).await
         };
-        let answered = match timeout(ANSWER_TIME_MAX, conversation).await {
+        let answered = match timeout(answer_max, conversation).await {
             Ok(answered) => answered.map_err(|error| self.broken(command, error))?,
             Err(_) => {
                 return Err(self.broken(command, io::ErrorKind::TimedOut.into()));
@@ -318,18 +350,20 @@ impl Qmp {
     async fn line(&mut self) -> io::Result<Vec<u8>> {
         loop {
             let rest = &self.received[self.searched..];
-            if let Some(end) = rest.iter().position(|&byte| byte == b'\n') {
-                let end = self.searched + end;
+            let end = rest.iter().position(|&byte| byte == b'\n');
+            let length = self.searched + end.unwrap_or(rest.len());
+            if length > LINE_BYTES_MAX {
+                return Err(io::Error::other("its answer is too long"));
+            }
+            if end.is_some() {
+                let end = length;
                 let behind = self.received.split_off(end + 1);
                 let mut line = std::mem::replace(&mut self.received, behind);
                 line.truncate(end);
                 self.searched = 0;
                 return Ok(line);
             }
-            self.searched = self.received.len();
-            if self.searched > LINE_BYTES_MAX {
-                return Err(io::Error::other("its answer is too long"));
-            }
+            self.searched = length;
             self.stream.readable().await?;
             self.received.reserve(16 << 10);
             match self.stream.try_read_buf(&mut self.received) {

@@ -137,11 +137,12 @@ pub(super) fn lacking(settings: &ScratchSettings, there: &File) -> Result<Option
     let folder = &settings.folder;
     let room = fstatvfs(there).map_err(|error| cannot_look(folder, error.into()))?;
     let free_bytes = room.f_bavail.saturating_mul(room.f_frsize);
-    Ok((free_bytes < settings.reserve_bytes).then(|| {
+    // Without room for a cluster it is full, whatever is to stay free.
+    let reserve_bytes = settings.reserve_bytes.max(LIMIT_ALIGNMENT_BYTES);
+    Ok((free_bytes < reserve_bytes).then(|| {
         format!(
-            "{} has {free_bytes} bytes left, and {} are to stay free",
+            "the scratch folder {} has {free_bytes} bytes left, and {reserve_bytes} are to stay free",
             folder.display(),
-            settings.reserve_bytes
         )
     }))
 }

@@ -3,6 +3,7 @@
 //! Not an NBD client of its own. The invariant: a read that fails because the snapshot was given up
 //! says why, and not that the disk is bad.
 
+use super::freeze::WATCH_PERIOD;
 use super::scratch::no_space;
 use crate::error::{Error, Kind, Result};
 use crate::source::{NbdSource, Source, SourceReader, Tracking};
@@ -72,12 +73,19 @@ impl SourceReader for LiveReader {
 }
 
 fn explain(error: Error, broken: &Broken) -> Error {
+    // QEMU refuses to read a snapshot that it had to break in favour of the guest's writes.
+    let refused = matches!(error.kind(), Kind::Denied | Kind::BadInput);
+    if refused && broken.get().is_none() {
+        // Whoever watches the scratch space will know why in a moment.
+        std::thread::sleep(3 * WATCH_PERIOD);
+    }
     match broken.get() {
         Some(why) => no_space(why.clone()).caused_by(error),
-        // QEMU refuses to read a snapshot that it had to break in favour of the guest's writes.
-        None if matches!(error.kind(), Kind::Denied | Kind::BadInput) => Error::new(
+        None if refused => Error::new(
             Kind::Unavailable,
-            format!("{error}; QEMU may have broken the snapshot, for its scratch space was full or too slow"),
+            format!(
+                "{error}: its scratch space may be too slow, so that QEMU had to break the snapshot"
+            ),
         )
         .caused_by(error),
         None => error,

@@ -14,5 +14,6 @@
 #[path = "../disks/mod.rs"]
 mod disks;
 
+mod faults;
 mod points;
 mod site;

@@ -3,7 +3,9 @@
 use crate::disks::{run, text};
 use crate::site::{DISK_BYTES, Site, changes, tracking};
 use std::fs;
+use std::time::Duration;
 use tidegate_agent::Kind;
+use tidegate_agent::live::qmp::Handicap;
 use tidegate_agent::source::Tracking;
 
 fn is_lost(tracking: &Tracking) -> bool {
@@ -53,12 +55,17 @@ fn the_first_point_is_whole_and_stays_at_its_moment(site: &mut Site) {
 }
 
 fn later_points_continue(site: &mut Site) {
-    for _ in 0..5 {
+    for slow in [true, true, false, false] {
         site.guest.run("sleep 0.3");
+        // The guest writes between any two commands.
+        let slowed = Handicap {
+            pause: Duration::from_millis(if slow { 80 } else { 0 }),
+            ..Handicap::default()
+        };
         let since = Tracking::Since(site.last());
         let before = site.log.last().unwrap().clone();
         let id = site.point_id();
-        let frozen = site.freeze(id).unwrap();
+        let frozen = site.freeze_with(id, slowed).unwrap();
         assert_eq!(tracking(&frozen), [since.clone(), since.clone()]);
         for disk in &frozen.disks {
             let changed: u64 = changes(disk.source.as_ref())
@@ -92,10 +99,14 @@ fn what_is_given_up_is_continued(site: &mut Site) {
 
 /// This program is killed after one command, after two, and so on, until it gets through.
 fn kills_at_each_command_are_recovered_from(site: &mut Site) {
-    for commands in 0.. {
+    for commands in 0_u64.. {
         let since = site.last();
         let id = site.point_id();
-        let ended = match site.freeze_dying(id, commands) {
+        let killed = Handicap {
+            dies_after: Some(commands),
+            ..Handicap::default()
+        };
+        let ended = match site.freeze_with(id, killed) {
             Err(error) => {
                 assert_eq!(error.kind(), Kind::Interrupted, "{commands}: {error:?}");
                 false

@@ -1,11 +1,13 @@
 //! A guest with two disks, and the points that are made of it.
 
 use crate::disks::{MIB, read_whole, run, text};
+use serde_json::Value;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicU8, Ordering};
 use tempfile::TempDir;
 use tidegate_agent::Result;
+use tidegate_agent::live::qmp::{Handicap, Qmp};
 use tidegate_agent::live::{FreezeSettings, Frozen, Machine, ScratchSettings};
 use tidegate_agent::source::{Source, Tracking};
 use tidegate_agent::testing::{Guest, GuestDisk};
@@ -13,7 +15,7 @@ use tidegate_protocol::ids::{PointId, RepositoryId};
 
 pub const REPOSITORY: RepositoryId = RepositoryId([0x5a; 16]);
 /// The sizes of the disks: each byte is read many times.
-pub const DISK_BYTES: u64 = 24 * MIB;
+pub const DISK_BYTES: u64 = 8 * MIB;
 
 pub struct Site {
     pub folder: TempDir,
@@ -69,10 +71,11 @@ impl Site {
     /// next, and random blocks elsewhere.
     pub fn write_without_end(&mut self) {
         self.guest.run(
-            "(n=0; while :; do n=$((n+1)); \
+            "for d in b a; do printf 00000000 | dd of=/dev/vd$d bs=512 conv=fsync,notrunc 2>/dev/null; done; \
+             (n=0; while :; do n=$((n+1)); \
              printf %08d $n | dd of=/dev/vda bs=512 conv=fsync,notrunc; \
              printf %08d $n | dd of=/dev/vdb bs=512 conv=fsync,notrunc; \
-             for d in a b; do dd if=/dev/urandom of=/dev/vd$d bs=4k count=2 conv=fsync,notrunc seek=$((256+RANDOM%5000)); done; \
+             for d in a b; do dd if=/dev/urandom of=/dev/vd$d bs=4k count=2 conv=fsync,notrunc seek=$((256+RANDOM%1700)); done; usleep 60000; \
              done) >/dev/null 2>&1 & echo $! >/pid",
         );
     }
@@ -95,13 +98,13 @@ impl Site {
     }
 
     pub fn freeze(&self, id: PointId) -> Result<Frozen> {
-        self.freeze_dying(id, u64::MAX)
+        self.freeze_with(id, Handicap::default())
     }
 
-    /// Freezes with a program that is killed after so many commands.
-    pub fn freeze_dying(&self, id: PointId, commands: u64) -> Result<Frozen> {
+    /// Freezes with a program that is killed, or slow.
+    pub fn freeze_with(&self, id: PointId, handicap: Handicap) -> Result<Frozen> {
         let mut machine = self.connect()?;
-        machine.die_after(commands);
+        machine.handicap(handicap);
         let standing = |id| {
             let place = self.log.iter().position(|point| point.id == id);
             place.map(|place| place as u64)
@@ -148,12 +151,18 @@ impl Site {
         self.log.last().unwrap().id
     }
 
+    /// Executes a command as the operator would, past us.
+    pub fn by_hand(&self, command: &str, arguments: Value) -> Value {
+        self.runtime.block_on(async {
+            let mut qmp = Qmp::connect(&self.guest.monitor()).await.unwrap();
+            qmp.execute(command, arguments).await.unwrap()
+        })
+    }
+
     /// The names of all nodes, exports, jobs and files of ours inside QEMU.
     pub fn left_in_qemu(&self) -> Vec<String> {
         self.runtime.block_on(async {
-            let mut qmp = tidegate_agent::live::qmp::Qmp::connect(&self.guest.monitor())
-                .await
-                .unwrap();
+            let mut qmp = Qmp::connect(&self.guest.monitor()).await.unwrap();
             let mut left = Vec::new();
             for command in [
                 "query-named-block-nodes",
@@ -161,7 +170,7 @@ impl Site {
                 "query-jobs",
                 "query-fdsets",
             ] {
-                let answer = qmp.execute(command, serde_json::Value::Null).await.unwrap();
+                let answer = qmp.execute(command, Value::Null).await.unwrap();
                 for item in answer.as_array().unwrap() {
                     // A bitmap's name is no name of a node.
                     let mut item = item.clone();

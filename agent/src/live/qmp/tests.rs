@@ -11,7 +11,7 @@ const GREETING: &str = r#"{"QMP": {"version": {"qemu": {"micro": 2, "minor": 0, 
 /// `qmp_capabilities`, the second the first command.
 fn monitor(lines: &[&str]) -> UnixStream {
     let (ours, mut theirs) = UnixStream::pair().unwrap();
-    let said = lines.join("\r\n") + "\r\n";
+    let said: String = lines.iter().map(|line| format!("{line}\r\n")).collect();
     tokio::spawn(async move {
         theirs.write_all(said.as_bytes()).await.unwrap();
         let mut heard = Vec::new();
@@ -73,14 +73,21 @@ async fn a_refusal_names_the_command_and_leaves_the_connection() {
     assert!(qmp.execute("query-name", Value::Null).await.is_ok());
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn silence_ends_and_an_unanswered_command_ends_the_connection() {
-    let error = ask(&[]).await.unwrap_err();
+    let greet = |lines: &[&str]| {
+        let patience = Patience {
+            greeting_max: Duration::from_millis(200),
+            answer_max: Duration::from_millis(200),
+        };
+        Qmp::greet_within(monitor(lines), "web01".to_owned(), patience)
+    };
+    let error = greet(&[]).await.unwrap_err();
     assert_eq!(error.kind(), Kind::Conflict);
     assert!(error.to_string().contains("another program"), "{error:?}");
 
-    let silent = monitor(&[GREETING, r#"{"return": {}, "id": 0}"#]);
-    let mut qmp = Qmp::greet(silent, "web01".to_owned()).await.unwrap();
+    let silent = [GREETING, r#"{"return": {}, "id": 0}"#];
+    let mut qmp = greet(&silent).await.unwrap();
     for what in ["does not answer query-name", "failed earlier"] {
         let error = qmp.execute("query-name", Value::Null).await.unwrap_err();
         assert_eq!(error.kind(), Kind::Unavailable);

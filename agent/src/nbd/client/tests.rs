@@ -1,6 +1,10 @@
 //! Servers that always have something more to say, and so are never silent.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::single_range_in_vec_init,
+    reason = "tests"
+)]
 
 use super::patience::Patience;
 use super::*;
