@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use tempfile::TempDir;
 use tidegate_agent::Result;
 use tidegate_agent::live::qmp::{Handicap, Qmp};
-use tidegate_agent::live::{FreezeSettings, Frozen, Machine, ScratchSettings};
+use tidegate_agent::live::{FreezeSettings, Frozen, Machine, Quiesce, ScratchSettings};
 use tidegate_agent::source::{Source, Tracking};
 use tidegate_agent::testing::{Guest, GuestDisk};
 use tidegate_protocol::ids::{PointId, RepositoryId};
@@ -194,6 +194,7 @@ impl Point {
 
 pub fn settings(folder: &Path, bytes_max: u64) -> FreezeSettings {
     FreezeSettings {
+        quiesce: Quiesce::Off,
         scratch: ScratchSettings {
             folder: folder.to_owned(),
             bytes_max,
