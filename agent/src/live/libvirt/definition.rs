@@ -113,7 +113,11 @@ impl Rewriter<'_> {
                     return Ok(());
                 }
                 let element = self.changed(element)?;
-                self.write(Event::Start(element))
+                self.write(Event::Start(element))?;
+                match self.text() {
+                    Some(other) => self.write(Event::Text(BytesText::new(&other))),
+                    None => Ok(()),
+                }
             }
             Event::Empty(element) => {
                 self.path.push(element.name().as_ref().to_vec());
@@ -138,13 +142,12 @@ impl Rewriter<'_> {
                     false => self.write(Event::End(element)),
                 }
             }
-            Event::Text(_) | Event::CData(_) | Event::GeneralRef(_) if self.is_dropped() => Ok(()),
-            Event::Text(text) => match self.text() {
-                Some(other) => self.write(Event::Text(BytesText::new(&other))),
-                None => self.write(Event::Text(text)),
-            },
-            // What follows the first part of a replaced text belongs to it.
-            Event::GeneralRef(_) if self.text().is_some() => Ok(()),
+            // A text may come in several parts: what takes its place was written at its element's start.
+            Event::Text(_) | Event::CData(_) | Event::GeneralRef(_)
+                if self.is_dropped() || self.text().is_some() =>
+            {
+                Ok(())
+            }
             other => self.write(other),
         }
     }
