@@ -45,6 +45,8 @@ pub struct Point {
     pub taken_unix_ns: u64,
     /// When its run was done, Unix time in nanoseconds.
     pub finished_unix_ns: u64,
+    /// Until when it is kept, Unix time in nanoseconds; 0 without an end.
+    pub keep_until_unix_ns: u64,
     /// The host that made it.
     pub host: String,
     /// What its run moved.
@@ -216,6 +218,7 @@ impl Point {
             consistency: Consistency::name_of(body.consistency),
             taken_unix_ns: body.taken_unix_ns,
             finished_unix_ns: body.finished_unix_ns,
+            keep_until_unix_ns: body.keep_until_unix_ns,
             host: body.host,
             totals: PointTotals {
                 virtual_bytes: totals.virtual_bytes,
