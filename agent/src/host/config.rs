@@ -16,6 +16,7 @@ mod written;
 pub use crate::config::KeyPlace;
 use crate::config::read_file;
 pub use crate::link::congestion::Congestion;
+pub use keep::keep_length;
 pub use written::OnFailure;
 
 use super::glob;

@@ -3,8 +3,8 @@
 //! Invariant: every key that is there has an effect. A period's first point is the first of all shorter
 //! periods in it as well, so a longer period that is kept for less would say nothing.
 
-use super::units::duration_text;
-use super::validate::{at, time};
+use super::units::{duration, duration_text};
+use super::validate::at;
 use super::written;
 use crate::error::Result;
 use crate::retention::{ByPeriod, Keep, Period};
@@ -16,12 +16,29 @@ use std::time::Duration;
 const KEEP: RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(100 * 366 * 86_400);
 
+/// How long a point is kept, as people write it: `12h`, `30d`, `8w`, `1y` (366 days).
+///
+/// # Errors
+/// What was expected and what was found.
+pub fn keep_length(text: &str) -> std::result::Result<Duration, String> {
+    let length = duration(text)?;
+    if !KEEP.contains(&length) {
+        let (least, most) = (duration_text(*KEEP.start()), duration_text(*KEEP.end()));
+        return Err(format!("expected {least} to {most}, found {text}"));
+    }
+    Ok(length)
+}
+
 /// As written → as valid.
 pub(super) fn valid(key: &str, written: Option<&written::Keep>, zone: &TimeZone) -> Result<Keep> {
     let Some(written) = written else {
         return Ok(Keep::WithoutEnd);
     };
-    let Some(all) = time(format!("{key}.all"), written.all.as_ref(), KEEP)? else {
+    let length = |name: &str, text: Option<&String>| {
+        let length = text.map(|text| keep_length(text)).transpose();
+        length.map_err(|fault| at(&format!("{key}.{name}"), fault))
+    };
+    let Some(all) = length("all", written.all.as_ref())? else {
         return Err(at(
             &format!("{key}.all"),
             "expected how long every point is kept, such as \"2d\", found nothing",
@@ -32,7 +49,7 @@ pub(super) fn valid(key: &str, written: Option<&written::Keep>, zone: &TimeZone)
     for period in Period::ALL {
         let name = period.key();
         let text = of(written, period);
-        let Some(length) = time(format!("{key}.{name}"), text, KEEP)? else {
+        let Some(length) = length(name, text)? else {
             continue;
         };
         if length <= before.1 {

@@ -97,7 +97,7 @@ fn each<W, V>(
     Ok(all)
 }
 
-pub(super) fn time(
+fn time(
     key: String,
     written: Option<&String>,
     range: RangeInclusive<Duration>,
