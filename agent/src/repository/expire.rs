@@ -8,13 +8,14 @@
 //! What it is not: a prune. The points are gone from the log's state; their chunks stay in the store.
 
 use super::Repository;
+use crate::blocking::blocking;
 use crate::clock;
 use crate::error::{Error, Kind, Result};
 use crate::retention::{self, Decision, Facts};
 use std::collections::{BTreeSet, HashSet};
-use std::sync::{Mutex, PoisonError};
-use tidegate_protocol::ids::PackId;
-use tidegate_protocol::record::{Body, PointExpired};
+use std::sync::{Arc, Mutex, PoisonError};
+use tidegate_protocol::ids::{PackId, PointId};
+use tidegate_protocol::record::{self, Body, PointExpired};
 
 /// Points that one record names: some 900 KB of the 4 MiB that a record may have.
 const EXPIRED_MAX: usize = 50_000;
@@ -51,11 +52,11 @@ impl Repository {
     ///
     /// # Errors
     /// [`Kind::Denied`] where the key may not; as the store's.
-    pub async fn expire(&self, scope: &ExpireScope) -> Result<Decision> {
+    pub async fn expire(self: &Arc<Self>, scope: &ExpireScope) -> Result<Decision> {
         self.refresh().await?;
         let mut done = Decision::default();
         loop {
-            let plan = self.plan_expiry(scope)?;
+            let plan = self.planned(scope).await?;
             if plan.goes.is_empty() {
                 done.stays = plan.stays;
                 return Ok(done);
@@ -82,7 +83,7 @@ impl Repository {
             match appended {
                 // Somebody else was first, or a hold has come.
                 Err(error) if error.kind() == Kind::Conflict && named.is_empty() => {
-                    done.stays = self.plan_expiry(scope)?.stays;
+                    done.stays = self.planned(scope).await?.stays;
                     return Ok(done);
                 }
                 Err(error) => return Err(error),
@@ -93,6 +94,11 @@ impl Repository {
         }
     }
 
+    async fn planned(self: &Arc<Self>, scope: &ExpireScope) -> Result<Decision> {
+        let (repository, scope) = (Arc::clone(self), scope.clone());
+        blocking(move || repository.plan_expiry(&scope)).await
+    }
+
     /// Points whose own pages lie in packs that are known to be lost, of machines that have a point which
     /// is past its time. Of chunks and of pages that were taken over from older points this says nothing:
     /// to know that, whole trees are read, which is what verify does.
@@ -100,7 +106,7 @@ impl Repository {
         &self,
         points: &[retention::Kept],
         now_unix_ns: u64,
-    ) -> Result<HashSet<tidegate_protocol::ids::PointId>> {
+    ) -> Result<HashSet<PointId>> {
         let lost = self.catalogue.lost_packs()?;
         let mut damaged = HashSet::new();
         if lost.is_empty() {
@@ -123,7 +129,7 @@ impl Repository {
                 let packs = pages.map(|page| &page.pack);
                 let mut packs = packs.chain(body.tree_packs.iter().map(|pack| &pack.pack));
                 if packs.any(|id| PackId::from_slice(id).is_some_and(|id| lost.contains(&id))) {
-                    damaged.extend(tidegate_protocol::record::point_id(&body.point).ok());
+                    damaged.extend(record::point_id(&body.point).ok());
                 }
             }
         }

@@ -72,7 +72,11 @@ impl Answer {
         };
         Self {
             dry_run,
-            expired: decision.goes.iter().map(|kept| Row::new(kept, None)).collect(),
+            expired: decision
+                .goes
+                .iter()
+                .map(|kept| Row::new(kept, None))
+                .collect(),
             kept: decision
                 .stays
                 .iter()
@@ -100,7 +104,13 @@ impl Answer {
                 ["machine", "point", "taken", "kept until", "because"],
                 self.kept.iter().map(|row| {
                     let [machine, point, taken, until] = row.columns();
-                    [machine, point, taken, until, row.because.clone().unwrap_or_default()]
+                    [
+                        machine,
+                        point,
+                        taken,
+                        until,
+                        row.because.clone().unwrap_or_default(),
+                    ]
                 }),
             ));
         }
