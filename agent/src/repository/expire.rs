@@ -53,6 +53,15 @@ impl Repository {
     /// # Errors
     /// [`Kind::Denied`] where the key may not; as the store's.
     pub async fn expire(self: &Arc<Self>, scope: &ExpireScope) -> Result<Decision> {
+        let level = self.keys.level();
+        if !record::Kind::PointExpired.may_be_signed_by(level) {
+            // Before anything is due: a timer with the wrong key should not wait for that to fail.
+            return Err(Error::new(
+                Kind::Denied,
+                format!("a key of level {level} may not give up recovery points"),
+            )
+            .advise("use a maintenance or restore key"));
+        }
         self.refresh().await?;
         let mut done = Decision::default();
         loop {
