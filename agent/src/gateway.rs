@@ -67,6 +67,8 @@ pub struct Limits {
     pub requests_max: u32,
     /// How often the list of revocations is read: how long a revoked host may go on.
     pub revocations_every: Duration,
+    /// How often points whose time has passed are given up, where that is wanted.
+    pub expire_every: Duration,
 }
 
 impl Default for Limits {
@@ -76,6 +78,7 @@ impl Default for Limits {
             connections_max: 10_000,
             requests_max: 64,
             revocations_every: Duration::from_secs(5),
+            expire_every: Duration::from_secs(3600),
         }
     }
 }
@@ -185,6 +188,11 @@ impl Gateway {
         for served in self.shared.repositories.values() {
             let (served, stop) = (Arc::clone(served), stop.clone());
             background.spawn(async move { served.keep_up(stop).await });
+        }
+        for served in self.shared.repositories.values() {
+            let (served, stop) = (Arc::clone(served), stop.clone());
+            let every = self.shared.limits.expire_every;
+            background.spawn(async move { served.expire(every, stop).await });
         }
         for endpoint in &self.endpoints {
             let (shared, endpoint) = (Arc::clone(&self.shared), endpoint.clone());

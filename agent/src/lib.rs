@@ -14,6 +14,7 @@
 //! | 0 | [`pace`] | a bound on bytes a second |
 //! | 0 | [`mod@format`] | image formats, and how they are told apart |
 //! | 1 | `sparse`, `qemu` | holes in files; QEMU's tools as child processes |
+//! | 1 | [`retention`] | how long points are kept, and which may be given up |
 //! | 1 | [`chunk`] | where chunks end, partition phase |
 //! | 2 | [`store`] | object storage behind one door: folder, S3, Azure, GCS, memory |
 //! | 1 | [`nbd`] | Network Block Device: client and server |
@@ -48,6 +49,7 @@ mod qemu;
 pub mod recover;
 pub mod replicate;
 pub mod repository;
+pub mod retention;
 pub mod source;
 mod sparse;
 pub mod store;

@@ -107,6 +107,8 @@ metrics! {
         "Memory taken by bodies, by direction: in, out";
     GATEWAY_STORE_ANSWERS: Gauge Count "tidegate_gateway_store_answers",
         "1 where a repository's store answered when it was last asked, else 0";
+    GATEWAY_EXPIRED: Counter Count "tidegate_gateway_expired_points_total",
+        "Recovery points that this gateway gave up because their time had passed, by repository";
     GATEWAY_LOG_HEAD: Gauge Count "tidegate_gateway_log_head",
         "The number of a repository's last log record";
 }

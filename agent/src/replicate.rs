@@ -42,6 +42,7 @@ use crate::progress::Progress;
 use crate::repository::point::{PointDisk, as_optional_text};
 use crate::repository::tree::TreeReader;
 use crate::repository::{Point, Repository};
+use crate::retention::Keep;
 use crate::source::{Source, Tracking};
 use assemble::{Assembled, Landed, assembler};
 use audit::Audit;
@@ -91,6 +92,8 @@ pub struct BackupRequest {
     pub host: String,
     /// The moment that the disks show; none where they are not in use, and it is now.
     pub moment: Option<Moment>,
+    /// How long the new point is kept.
+    pub keep: Keep,
     /// Find out what would be stored, and store nothing.
     pub dry_run: bool,
     /// How to go about it.
@@ -353,7 +356,11 @@ async fn passes(
                         None => false,
                     };
                     if outcome.referenced.is_disjoint(&lost) && !taken_over_is_lost {
-                        return Ok(body.clone());
+                        // Which points the machine has is known here only, at the very head.
+                        let others = catalogue.kept(Some(&request.machine))?;
+                        let mut body = body.clone();
+                        body.keep_until_unix_ns = request.keep.until(body.taken_unix_ns, &others);
+                        return Ok(Body::PointCommitted(body));
                     }
                     Err(Error::new(
                         Kind::Conflict,
@@ -818,8 +825,8 @@ fn point_record(
     outcome: &Outcome,
     published: &Published,
     summary: &BackupSummary,
-) -> Body {
-    Body::PointCommitted(PointCommitted {
+) -> PointCommitted {
+    PointCommitted {
         point: moment.point.0.to_vec(),
         machine: request.machine.clone(),
         disks: request
@@ -861,5 +868,7 @@ fn point_record(
             stored_bytes: summary.stored_bytes,
             chunks: summary.chunks,
         }),
-    })
+        // Said at the commit.
+        keep_until_unix_ns: 0,
+    }
 }

@@ -3,6 +3,7 @@
 //! | Part | Purpose |
 //! |---|---|
 //! | `damage` | packs and segments that are gone or damaged: found, and noted |
+//! | `expire` | points whose time has passed are given up |
 //! | [`log`] | reading and appending records: the commit protocol |
 //! | [`catalogue`] | the state that the log amounts to, in local SQLite |
 //! | [`index`] | chunk id → location |
@@ -17,6 +18,7 @@
 
 pub mod catalogue;
 mod damage;
+mod expire;
 pub mod fetch;
 pub mod index;
 pub mod keyring;
@@ -25,6 +27,7 @@ pub mod pages;
 pub mod point;
 pub mod tree;
 
+pub use expire::ExpireScope;
 pub use keyring::{KeyInfo, open_slot, read_key_file, write_key_file};
 pub use point::{Point, PointDisk, PointTotals, Selector};
 

@@ -26,6 +26,7 @@ use tidegate_agent::replicate::{
     BackupRequest, BackupSettings, BackupSummary, DiskToBackUp, backup,
 };
 use tidegate_agent::repository::{NewKeys, Point, Repository};
+use tidegate_agent::retention::Keep;
 use tidegate_agent::store::fault::{Call, Fault, FaultStore, Operation};
 use tidegate_agent::store::{Store, StoreSettings};
 use tidegate_agent::target::Target;
@@ -86,6 +87,7 @@ fn request_noticing(content: &[u8], on_read: Arc<dyn Fn() + Send + Sync>) -> Bac
         }],
         host: "test".to_owned(),
         moment: None,
+        keep: Keep::WithoutEnd,
         dry_run: false,
         settings: BackupSettings {
             workers: 1,

@@ -16,6 +16,7 @@ use tidegate_agent::replicate::{
     BackupRequest, BackupSettings, BackupSummary, DiskToBackUp, Mode, backup,
 };
 use tidegate_agent::repository::{PointDisk, Repository, Selector};
+use tidegate_agent::retention::Keep;
 use tidegate_agent::target::Target;
 use tidegate_agent::{Error, Kind, Result};
 use tidegate_protocol::keys::Level;
@@ -60,6 +61,7 @@ fn request(machine: &str, disks: &[(&str, Vec<u8>)]) -> BackupRequest {
             .collect(),
         host: "test".to_owned(),
         moment: None,
+        keep: Keep::WithoutEnd,
         dry_run: false,
         settings: BackupSettings {
             pack_bytes: 4 << 20,

@@ -22,6 +22,7 @@ use tidegate_agent::replicate::{
     BackupRequest, BackupSettings, BackupSummary, DiskToBackUp, Mode, backup,
 };
 use tidegate_agent::repository::{Point, Repository};
+use tidegate_agent::retention::Keep;
 use tidegate_agent::store::fault::Operation;
 use tidegate_protocol::record::Role;
 use tokio_util::sync::CancellationToken;
@@ -37,6 +38,7 @@ fn request(disk: &Frozen, laid_extents_max: u64) -> BackupRequest {
         }],
         host: "test".to_owned(),
         moment: None,
+        keep: Keep::WithoutEnd,
         dry_run: false,
         settings: BackupSettings {
             pack_bytes: 4 << 20,

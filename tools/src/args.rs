@@ -132,6 +132,7 @@ pub(crate) enum Command {
     Init(Init),
     Backup(Backup),
     Points(Points),
+    Expire(Expire),
     Diff(Diff),
     Restore(Restore),
     Verify(Verify),
@@ -202,6 +203,9 @@ pub(crate) struct Backup {
     /// Do not check first that the images' tables are whole, which reads all of them
     #[arg(long)]
     pub(crate) skip_check: bool,
+    /// How long to keep this recovery point: 12h, 30d, 8w or 1y [default: without an end]
+    #[arg(long, value_name = "TIME", value_parser = parse::keep)]
+    pub(crate) keep: Option<Duration>,
     /// Read and compare, but store nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
@@ -257,6 +261,26 @@ pub(crate) struct Points {
     /// Only those of this machine
     #[arg(long, value_name = "NAME", value_parser = parse::name)]
     pub(crate) machine: Option<String>,
+    #[command(flatten)]
+    pub(crate) access: Access,
+}
+
+/// Give up the recovery points whose time has passed. Needs a maintenance or restore key.
+///
+/// How long a point is kept was said when it was made: by its policy, or by backup --keep. Points on hold
+/// stay, and so does each machine's newest one. A point that was given up cannot be restored any more; the
+/// space of its data is not freed by this version.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Expire {
+    /// Only those of this machine
+    #[arg(long, value_name = "NAME", value_parser = parse::name)]
+    pub(crate) machine: Option<String>,
+    /// Show what would go; give up nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Believe this machine's clock even where it is more than 31 days past the newest backup
+    #[arg(long)]
+    pub(crate) trust_clock: bool,
     #[command(flatten)]
     pub(crate) access: Access,
 }

@@ -3,6 +3,7 @@
 mod backup;
 mod demo;
 mod diff;
+mod expire;
 mod gateway;
 mod host;
 mod init;
@@ -27,6 +28,7 @@ pub(crate) async fn run(args: Args, context: Context) -> Result<Outcome> {
         Command::Init(args) => init::run(global, args, &context).await,
         Command::Backup(args) => backup::run(global, args, &context).await,
         Command::Points(args) => points::run(global, args, &context).await,
+        Command::Expire(args) => expire::run(global, args, &context).await,
         Command::Diff(args) => diff::run(global, args, &context).await,
         Command::Restore(args) => restore::run(global, args, &context).await,
         Command::Verify(args) => verify::run(global, args, &context).await,

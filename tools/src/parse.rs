@@ -221,6 +221,11 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| format!("{text:?} is no length of time: write 90s, 30m or 2h"))
 }
 
+/// How long a point is kept: as in a policy, but not longer than 100 years.
+pub(crate) fn keep(text: &str) -> Result<Duration, String> {
+    tidegate_agent::host::config::keep_length(text)
+}
+
 /// Rights with commas between them.
 pub(crate) fn rights(text: &str) -> Result<Rights, String> {
     text.parse().map_err(|error: FormatError| error.to_string())

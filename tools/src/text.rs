@@ -70,6 +70,14 @@ pub(crate) fn local_time(unix_ns: u64) -> String {
     }
 }
 
+/// Until when a point is kept, in local time.
+pub(crate) fn keep_until(unix_ns: u64) -> String {
+    match unix_ns {
+        0 => "–".to_owned(),
+        until => local_time(until),
+    }
+}
+
 /// A moment by RFC 3339, in UTC.
 pub(crate) fn utc_time(unix_ns: u64) -> Option<String> {
     Timestamp::from_nanosecond(unix_ns.into())

@@ -12,6 +12,7 @@ fn help_names_every_command_variable_and_exit_code() {
         "init",
         "backup",
         "points",
+        "expire",
         "diff",
         "restore",
         "verify",

@@ -12,6 +12,8 @@
 mod clock;
 #[path = "host/faults.rs"]
 mod faults;
+#[path = "host/retention.rs"]
+mod retention;
 #[path = "host/service.rs"]
 mod service;
 mod site;

@@ -51,6 +51,7 @@ struct Written {
     connections_max: Option<usize>,
     requests_per_connection_max: Option<u32>,
     revocations_every_seconds: Option<u64>,
+    expire_every_seconds: Option<u64>,
     #[serde(default)]
     repository: BTreeMap<String, WrittenRepository>,
     #[serde(default)]
@@ -62,6 +63,7 @@ struct Written {
 struct WrittenRepository {
     location: String,
     key: String,
+    expire: Option<bool>,
 }
 
 impl GatewayConfig {
@@ -83,6 +85,11 @@ impl GatewayConfig {
             written.revocations_every_seconds,
             1..=3600,
         )?;
+        let expire_every = within(
+            "expire_every_seconds",
+            written.expire_every_seconds,
+            1..=7 * 86_400,
+        )?;
         let limits = Limits {
             memory_bytes: mib.map_or(defaults.memory_bytes, |mib| mib << 20),
             connections_max: within("connections_max", written.connections_max, 1..=1_000_000)?
@@ -94,6 +101,7 @@ impl GatewayConfig {
             )?
             .unwrap_or(defaults.requests_max),
             revocations_every: revocations.map_or(defaults.revocations_every, Duration::from_secs),
+            expire_every: expire_every.map_or(defaults.expire_every, Duration::from_secs),
         };
         if written.repository.is_empty() {
             return Err(Error::new(
@@ -118,6 +126,7 @@ impl GatewayConfig {
                         folder,
                     )?,
                     cache_dir: cache_dir.clone(),
+                    expire: repository.expire.unwrap_or(true),
                     name,
                 })
             })
@@ -155,6 +164,7 @@ impl GatewayConfig {
             connections_max: Some(self.limits.connections_max),
             requests_per_connection_max: Some(self.limits.requests_max),
             revocations_every_seconds: Some(self.limits.revocations_every.as_secs()),
+            expire_every_seconds: Some(self.limits.expire_every.as_secs()),
             repository: self
                 .repositories
                 .iter()
@@ -162,6 +172,7 @@ impl GatewayConfig {
                     let repository = WrittenRepository {
                         location: served.location.clone(),
                         key: served.key.written(),
+                        expire: Some(served.expire),
                     };
                     (served.name.clone(), repository)
                 })
@@ -238,6 +249,7 @@ mod tests {
             "connections_max = 0",
             "requests_per_connection_max = 0",
             "revocations_every_seconds = 0",
+            "expire_every_seconds = 0",
             "listen = []",
             "listen = ['gw1:4433']",
             "metrics = 'all'",
@@ -251,9 +263,13 @@ mod tests {
 
     #[test]
     fn what_is_in_effect_means_the_same() {
-        let config = parse(LEAST).unwrap();
-        let effective = config.effective().unwrap();
-        assert_eq!(parse(&effective).unwrap(), config, "{effective}");
+        let unlike = format!("expire_every_seconds = 60\n{LEAST}\nexpire = false");
+        for text in [LEAST, &unlike] {
+            let config = parse(text).unwrap();
+            assert_eq!(config.repositories[0].expire, text == LEAST);
+            let effective = config.effective().unwrap();
+            assert_eq!(parse(&effective).unwrap(), config, "{effective}");
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What a gateway counts; names and meanings are in [`crate::metrics`].
 
 use crate::metrics::{
-    GATEWAY_CONNECTIONS, GATEWAY_HOSTS, GATEWAY_LOG_HEAD, GATEWAY_REQUEST_SECONDS,
+    GATEWAY_CONNECTIONS, GATEWAY_EXPIRED, GATEWAY_HOSTS, GATEWAY_LOG_HEAD, GATEWAY_REQUEST_SECONDS,
     GATEWAY_REQUESTS, GATEWAY_ROOM, GATEWAY_STORE_ANSWERS, GATEWAY_UNDER_WAY, count, observe, set,
 };
 use std::time::Duration;
@@ -9,6 +9,11 @@ use std::time::Duration;
 /// A connection came to something.
 pub(super) fn connection(outcome: &'static str) {
     count(GATEWAY_CONNECTIONS, &[("outcome", outcome)], 1);
+}
+
+/// Points were given up.
+pub(super) fn expired(repository: &str, points: u64) {
+    count(GATEWAY_EXPIRED, &[("repository", repository)], points);
 }
 
 /// A request was answered.

@@ -3,11 +3,13 @@
 //! The gateway holds no truth of its own: what it knows was replayed from the log, and may be older than
 //! what another gateway has appended by now. That costs a retry or an upload, never more.
 
+use super::metrics;
 use crate::blocking::blocking;
 use crate::config::KeyPlace;
 use crate::error::{Error, Result};
 use crate::repository::index::Index;
-use crate::repository::{Repository, read_key_file};
+use crate::repository::{ExpireScope, Repository, read_key_file};
+use crate::retention::Why;
 use crate::store::{Store, StoreSettings};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -39,6 +41,8 @@ pub struct ServedSettings {
     pub key: KeyPlace,
     /// Where to keep what is known of it.
     pub cache_dir: PathBuf,
+    /// Whether this gateway gives up the points whose time has passed.
+    pub expire: bool,
 }
 
 /// A repository that hosts ask for by name.
@@ -116,6 +120,56 @@ impl Served {
                 return;
             }
         }
+    }
+
+    /// Gives up the points whose time has passed, now and then, until the gateway stops. Other gateways may
+    /// do the same: who comes second finds nothing left.
+    pub(super) async fn expire(&self, every: Duration, stop: CancellationToken) {
+        if !self.settings.expire {
+            return;
+        }
+        loop {
+            // An append under way is not dropped half-done: its record might be in the log already.
+            if let Err(error) = self.expire_once().await {
+                tracing::warn!(
+                    repository = self.settings.name,
+                    error = error.chain(),
+                    "points whose time has passed could not be given up"
+                );
+            }
+            let pause = tokio::time::sleep(every);
+            if stop.run_until_cancelled(pause).await.is_none() {
+                return;
+            }
+        }
+    }
+
+    async fn expire_once(&self) -> Result<()> {
+        let repository = self.repository().await?;
+        let decision = repository.expire(&ExpireScope::default()).await?;
+        for gone in &decision.goes {
+            tracing::info!(
+                repository = self.settings.name,
+                machine = gone.machine,
+                point = %gone.point,
+                "a point whose time has passed was given up"
+            );
+        }
+        let waits = decision
+            .stays
+            .iter()
+            .filter(|(_, why)| *why == Why::Clock)
+            .count();
+        if waits > 0 {
+            tracing::warn!(
+                repository = self.settings.name,
+                points = waits,
+                "points are past their time by this clock, and there was no backup for a month: is the \
+                 clock right? `tidegate expire --trust-clock` gives them up"
+            );
+        }
+        metrics::expired(&self.settings.name, decision.goes.len() as u64);
+        self.note_head(repository)
     }
 
     /// Replays the log up to `number`, which was seen in it, where that is new. What takes too long is

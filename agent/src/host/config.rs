@@ -5,9 +5,10 @@
 //! what was expected and what was found; names in a group refer to something; and
 //! [`Settings::effective`] is a file that means the same, with everything said that was left out.
 //!
-//! Retention is no setting: this version deletes no recovery points, and a key that does nothing
-//! would be a promise that nobody keeps.
+//! How long points are kept is a setting here, though no host can give one up: it is written into each
+//! new point, and whoever holds a key that may expire points goes by that.
 
+mod keep;
 mod units;
 mod validate;
 mod written;
@@ -15,12 +16,14 @@ mod written;
 pub use crate::config::KeyPlace;
 use crate::config::read_file;
 pub use crate::link::congestion::Congestion;
+pub use keep::keep_length;
 pub use written::OnFailure;
 
 use super::glob;
 use crate::error::{Error, Kind, Result};
 use crate::format::Format;
 use crate::replicate::BackupSettings;
+use crate::retention::Keep;
 use crate::store::StoreSettings;
 use croner::Cron;
 use jiff::Timestamp;
@@ -120,6 +123,8 @@ pub struct Policy {
     pub windows: Vec<RateWindow>,
     /// How uploads behave towards others on the line, where the link decides that.
     pub congestion: Congestion,
+    /// How long its points are kept: without an end where nothing is said.
+    pub keep: Keep,
     /// Run before a backup.
     pub pre: Option<Hook>,
     /// What becomes of the run when that fails.

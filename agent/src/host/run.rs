@@ -207,6 +207,7 @@ async fn back_up(
             disks,
             host: replicate::host_name(),
             moment: None,
+            keep: job.selected.policy.keep.clone(),
             dry_run: false,
             settings,
         };

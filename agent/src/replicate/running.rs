@@ -20,6 +20,7 @@ use crate::live::{FreezeSettings, Frozen, LeftOut, Machine, Quiesce};
 use crate::name;
 use crate::progress::Progress;
 use crate::repository::Repository;
+use crate::retention::Keep;
 use crate::source::{BytesSource, OpenSettings, Source, WithoutTracking, open_source};
 use serde::Serialize;
 use std::collections::HashMap;
@@ -51,6 +52,8 @@ pub struct RunningRequest {
     pub freeze: FreezeSettings,
     /// This host's name.
     pub host: String,
+    /// How long the new point is kept.
+    pub keep: Keep,
     /// Find out what would be stored, and store nothing.
     pub dry_run: bool,
     /// How to go about the backup.
@@ -147,6 +150,7 @@ pub async fn back_up_running(
                 disks,
                 host: request.host,
                 moment: Some(moment),
+                keep: request.keep,
                 dry_run: request.dry_run,
                 settings: request.settings,
             };
@@ -299,6 +303,7 @@ async fn off(
         disks,
         host: request.host.clone(),
         moment: None,
+        keep: request.keep.clone(),
         dry_run: request.dry_run,
         settings: request.settings.clone(),
     };

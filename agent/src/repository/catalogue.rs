@@ -7,10 +7,12 @@
 
 mod packs;
 mod references;
+mod retention;
 mod segments;
 mod state;
 
 pub use packs::ExpectedPack;
+pub use retention::ExpiredPoint;
 
 use crate::error::{Error, Kind, Result};
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
@@ -87,6 +89,14 @@ CREATE INDEX refers_by_point ON refers (point);
 CREATE TABLE refers_to (machine TEXT NOT NULL, pack BLOB NOT NULL, PRIMARY KEY (machine, pack)) WITHOUT ROWID;
 ";
 
+/// How long points are kept, and which ones were given up; see [`retention`].
+const MIGRATION_RETENTION: &str = "
+ALTER TABLE point ADD COLUMN keep_until_unix_ns INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE expired (
+    id BLOB PRIMARY KEY, machine TEXT NOT NULL, time_unix_ns INTEGER NOT NULL, reason TEXT NOT NULL
+) WITHOUT ROWID;
+";
+
 /// All that a checkpoint says anew.
 const EMPTY_STATE: &str = "
 DELETE FROM point; DELETE FROM run; DELETE FROM hold; DELETE FROM condemned; DELETE FROM swept;
@@ -159,6 +169,7 @@ impl Catalogue {
             MIGRATION_SPARE_PLACES,
             MIGRATION_BAD_SEGMENTS,
             MIGRATION_REFERENCES,
+            MIGRATION_RETENTION,
         ];
         Migrations::new(migrations.map(M::up).to_vec())
             .to_latest(&mut connection)
@@ -188,7 +199,7 @@ impl Catalogue {
                 .execute_batch(EMPTY_STATE)
                 .and_then(|()| {
                     transaction
-                        .execute_batch("DELETE FROM segment; DELETE FROM chunk; DELETE FROM spare; DELETE FROM pack; DELETE FROM refers; DELETE FROM refers_to; UPDATE listing SET time_unix_ns = 0;")
+                        .execute_batch("DELETE FROM segment; DELETE FROM chunk; DELETE FROM spare; DELETE FROM pack; DELETE FROM refers; DELETE FROM refers_to; DELETE FROM expired; UPDATE listing SET time_unix_ns = 0;")
                 })
                 .and_then(|()| set_head(transaction, number, hash))
                 .map_err(|error| self.error(error))

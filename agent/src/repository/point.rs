@@ -1,6 +1,7 @@
 //! Recovery points as the engine and the operator speak of them.
 
 use super::Repository;
+use super::catalogue::ExpiredPoint;
 use crate::error::{Error, Kind, Result};
 use serde::{Serialize, Serializer};
 use tidegate_protocol::FormatError;
@@ -45,6 +46,8 @@ pub struct Point {
     pub taken_unix_ns: u64,
     /// When its run was done, Unix time in nanoseconds.
     pub finished_unix_ns: u64,
+    /// Until when it is kept, Unix time in nanoseconds; 0 without an end.
+    pub keep_until_unix_ns: u64,
     /// The host that made it.
     pub host: String,
     /// What its run moved.
@@ -135,7 +138,8 @@ impl Repository {
     /// The point of `machine` that `selector` names.
     pub fn resolve(&self, machine: &str, selector: &Selector) -> Result<Point> {
         let mut points = self.points(Some(machine))?;
-        if points.is_empty() {
+        let expired = self.catalogue.expired_points(machine)?;
+        if points.is_empty() && expired.is_empty() {
             return Err(Error::new(
                 Kind::Missing,
                 format!("{}: there is no machine {machine:?}", self.store.label()),
@@ -177,11 +181,29 @@ impl Repository {
                         format!("several recovery points of {machine:?} begin with {digits}"),
                     )
                     .advise("give more digits")),
-                    (None, _) => missing(format!("that begins with {digits}")),
+                    (None, _) => {
+                        let of_that_name =
+                            |gone: &&ExpiredPoint| gone.point.to_string().starts_with(&digits);
+                        missing(match expired.iter().find(of_that_name) {
+                            Some(gone) => gone_text(gone),
+                            None => format!("that begins with {digits}"),
+                        })
+                    }
                 }
             }
         }
     }
+}
+
+fn gone_text(gone: &ExpiredPoint) -> String {
+    let when = i64::try_from(gone.time_unix_ns / 1_000_000_000).unwrap_or(i64::MAX);
+    let when =
+        jiff::Timestamp::from_second(when).map_or_else(|_| "?".to_owned(), |at| at.to_string());
+    format!(
+        "{} any more: it was expired at {when} ({})",
+        gone.point.short(),
+        gone.reason
+    )
 }
 
 impl Point {
@@ -216,6 +238,7 @@ impl Point {
             consistency: Consistency::name_of(body.consistency),
             taken_unix_ns: body.taken_unix_ns,
             finished_unix_ns: body.finished_unix_ns,
+            keep_until_unix_ns: body.keep_until_unix_ns,
             host: body.host,
             totals: PointTotals {
                 virtual_bytes: totals.virtual_bytes,

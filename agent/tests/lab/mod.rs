@@ -30,6 +30,7 @@ use tidegate_agent::replicate::{
     BackupRequest, BackupSettings, BackupSummary, DiskToBackUp, backup,
 };
 use tidegate_agent::repository::{NewKeys, Point, PointDisk, Repository};
+use tidegate_agent::retention::Keep;
 use tidegate_agent::source::Source;
 use tidegate_agent::store::fault::{Call, FaultStore, Operation};
 use tidegate_agent::store::{Store, StoreSettings};
@@ -139,6 +140,7 @@ pub fn request(machine: &str, source: Arc<dyn Source>, pack_bytes: Option<u32>) 
         }],
         host: "test".to_owned(),
         moment: None,
+        keep: Keep::WithoutEnd,
         dry_run: false,
         settings: BackupSettings {
             pack_bytes: pack_bytes.unwrap_or(defaults.pack_bytes),

@@ -24,5 +24,6 @@ mod killed;
 mod line;
 mod process;
 mod raw;
+mod retention;
 mod rights;
 mod site;

@@ -99,6 +99,7 @@ impl Site {
                 location: self.location.clone(),
                 key: KeyPlace::File(self.path("maintenance.key")),
                 cache_dir: self.path(&format!("gateway-{}", clock::now_unix_ns())),
+                expire: true,
             }],
             store: StoreSettings::default(),
         }

@@ -53,6 +53,10 @@ pub struct PointCommitted {
     /// What the run moved.
     #[prost(message, optional, tag = "12")]
     pub totals: Option<Totals>,
+    /// Until when this point is kept, Unix time in nanoseconds; 0 without an end. Any value is sound:
+    /// one in the past gives up only this point.
+    #[prost(fixed64, tag = "13")]
+    pub keep_until_unix_ns: u64,
 }
 
 impl PointCommitted {

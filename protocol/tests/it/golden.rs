@@ -220,6 +220,15 @@ fn a_point_with_delta_pages() {
 }
 
 #[test]
+fn a_point_with_an_end() {
+    let body = Body::PointCommitted(support::point_kept());
+    let stored = golden("record-01-point-kept-until.bin", &support::record_of(&body));
+    let keys = keys(Level::Maintenance);
+    let header = Header::decode(&stored, keys.root_public(), REPOSITORY).unwrap();
+    assert_eq!(header.open_body(&stored, keys).unwrap(), body);
+}
+
+#[test]
 fn checkpoint() {
     let stored = golden("checkpoint.bin", &support::checkpoint());
     let keys = keys(Level::Host);

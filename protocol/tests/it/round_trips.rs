@@ -3,10 +3,12 @@
 use crate::support::{self, keys};
 use proptest::collection::vec;
 use proptest::prelude::*;
-use tidegate_protocol::checkpoint::{Checkpoint, FRONT_BYTES_MAX, Front};
+use tidegate_protocol::checkpoint::{
+    self, Block, Checkpoint, FRONT_BYTES_MAX, Front, NumberedPoint,
+};
 use tidegate_protocol::descriptor::{ChunkerParams, Descriptor};
 use tidegate_protocol::frame::FrameOpener;
-use tidegate_protocol::ids::{PackId, PageId, SlotId};
+use tidegate_protocol::ids::{PackId, PageId, RecordHash, SlotId};
 use tidegate_protocol::keys::Level;
 use tidegate_protocol::limits::{
     BLOCK_BYTES, CHUNK_BYTES_MAX, DELTA_EXTENTS_MAX, DELTA_PAGES_MAX, DISK_BYTES_MAX, FAN_OUT,
@@ -642,6 +644,41 @@ fn a_point_names_delta_pages() {
     let page = point.disks[0].deltas[0].clone();
     point.disks[0].deltas = vec![page; DELTA_PAGES_MAX + 1];
     assert!(encode(point).is_err());
+}
+
+#[test]
+fn a_point_says_how_long_it_is_kept() {
+    let keys = keys(Level::Host);
+    // Before it was taken, in no calendar, as a negative number of some readers: all are sound.
+    for until in [0, 1, u64::MAX / 2 + 1, u64::MAX] {
+        let mut point = support::point_kept();
+        point.keep_until_unix_ns = until;
+        let body = Body::PointCommitted(point.clone());
+        let bytes = record::encode(&body, &support::head(), 1, [9; 32], keys).unwrap();
+        let header = Header::decode(&bytes, keys.root_public(), support::REPOSITORY).unwrap();
+        assert_eq!(header.open_body(&bytes, keys).unwrap(), body, "{until}");
+        let block = Block {
+            points: vec![NumberedPoint {
+                number: 1,
+                time_unix_ns: 1,
+                point: Some(point),
+            }],
+            ..Block::default()
+        };
+        let of_maintenance = support::keys(Level::Maintenance);
+        let hash = RecordHash([1; 32]);
+        let stored = checkpoint::encode(
+            1,
+            hash,
+            std::slice::from_ref(&block),
+            [2; 32],
+            of_maintenance,
+        )
+        .unwrap();
+        let checkpoint = Checkpoint::decode(&stored, keys).unwrap();
+        let read: Vec<_> = checkpoint.blocks(keys).map(Result::unwrap).collect();
+        assert_eq!(read, [block], "{until}");
+    }
 }
 
 fn any_delta() -> impl Strategy<Value = Delta> {

@@ -417,6 +417,15 @@ pub(crate) fn point() -> PointCommitted {
             stored_bytes: 5,
             chunks: 6,
         }),
+        keep_until_unix_ns: 0,
+    }
+}
+
+/// A point whose host said how long it is kept.
+pub(crate) fn point_kept() -> PointCommitted {
+    PointCommitted {
+        keep_until_unix_ns: TIME + 14 * 86_400 * 1_000_000_000,
+        ..point()
     }
 }
 

@@ -15,6 +15,7 @@ use tidegate_agent::replicate::{
     self, BackupRequest, BackupSettings, BackupSummary, Hypervisor, Mode, RunningRequest,
     RunningSummary,
 };
+use tidegate_agent::retention::Keep;
 use tidegate_agent::source::OpenSettings;
 use tidegate_agent::{Error, Kind, Result};
 
@@ -31,6 +32,7 @@ pub(super) async fn run(global: &Global, args: Backup, context: &Context) -> Res
         disks,
         host: replicate::host_name(),
         moment: None,
+        keep: keep(&args),
         dry_run: args.dry_run,
         settings: settings_for(&args, &settings),
     };
@@ -71,6 +73,7 @@ async fn running(
             },
         },
         host: replicate::host_name(),
+        keep: keep(&args),
         dry_run: args.dry_run,
         settings: settings_for(&args, settings),
     };
@@ -180,6 +183,10 @@ fn settings_for(args: &Backup, settings: &Settings) -> BackupSettings {
         how.compression_level = level;
     }
     how
+}
+
+fn keep(args: &Backup) -> Keep {
+    args.keep.map_or(Keep::WithoutEnd, Keep::For)
 }
 
 fn how_to_open(args: &Backup, settings: &Settings) -> OpenSettings {

@@ -22,6 +22,7 @@ use tidegate_agent::progress::Progress;
 use tidegate_agent::recover::{self, RestoreMode, RestoreSettings, RestoreSummary};
 use tidegate_agent::replicate::{self, BackupRequest, BackupSettings, BackupSummary};
 use tidegate_agent::repository::{Repository, Selector, read_key_file};
+use tidegate_agent::retention::Keep;
 use tidegate_agent::source::OpenSettings;
 use tidegate_agent::store::{Store, StoreSettings};
 use tidegate_agent::target::{self, Target};
@@ -164,6 +165,7 @@ impl Run<'_> {
             .await?,
             host: replicate::host_name(),
             moment: None,
+            keep: Keep::WithoutEnd,
             dry_run: false,
             settings: BackupSettings::default(),
         };

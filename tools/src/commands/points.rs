@@ -16,6 +16,8 @@ struct Row<'a> {
     point: &'a Point,
     taken: Option<String>,
     finished: Option<String>,
+    /// None without an end.
+    keep_until: Option<String>,
 }
 
 pub(super) async fn run(global: &Global, args: Points, context: &Context) -> Result<Outcome> {
@@ -28,6 +30,10 @@ pub(super) async fn run(global: &Global, args: Points, context: &Context) -> Res
             point,
             taken: text::utc_time(point.taken_unix_ns),
             finished: text::utc_time(point.finished_unix_ns),
+            keep_until: match point.keep_until_unix_ns {
+                0 => None,
+                until => text::utc_time(until),
+            },
         })
         .collect();
     context.output.result(&rows, || {
@@ -51,6 +57,7 @@ fn table(points: &[Point]) -> String {
             ">new",
             ">stored",
             "consistency",
+            "kept until",
         ],
         points.iter().map(|point| {
             [
@@ -63,6 +70,7 @@ fn table(points: &[Point]) -> String {
                 text::size(point.totals.new_bytes),
                 text::size(point.totals.stored_bytes),
                 point.consistency.to_owned(),
+                text::keep_until(point.keep_until_unix_ns),
             ]
         }),
     )

@@ -17,6 +17,7 @@ use tidegate_agent::replicate::{
     BackupRequest, BackupSettings, BackupSummary, DiskToBackUp, backup,
 };
 use tidegate_agent::repository::{Point, Repository, read_key_file};
+use tidegate_agent::retention::Keep;
 use tidegate_agent::source::{OpenSettings, open_source};
 use tidegate_agent::store::{Environment, Store, StoreSettings};
 use tidegate_agent::target::{Target, create_file, partial_path};
@@ -115,6 +116,7 @@ impl Engine {
             disks: vec![disk],
             host: "other".to_owned(),
             moment: None,
+            keep: Keep::WithoutEnd,
             dry_run: false,
             settings: BackupSettings::default(),
         };

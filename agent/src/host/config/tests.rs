@@ -1,5 +1,6 @@
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::panic, clippy::unwrap_used, reason = "tests")]
 use super::*;
+use crate::retention::Period;
 
 const EXAMPLE: &str = include_str!("../../../../systemd/host.toml");
 
@@ -34,7 +35,21 @@ fn the_example_is_valid_and_says_what_it_seems_to() {
     let gold = &settings.policies["gold"];
     assert_eq!(gold.rhythm, Rhythm::Every(Duration::from_secs(900)));
     assert_eq!(gold.rpo, Some(Duration::from_secs(3600)));
+    let days = |days: u64| Duration::from_secs(days * 86_400);
+    let Keep::ByPeriod(keep) = &gold.keep else {
+        panic!("{:?}", gold.keep);
+    };
+    let firsts = [
+        (Period::Hour, days(3)),
+        (Period::Day, days(14)),
+        (Period::Week, days(56)),
+        (Period::Month, days(366)),
+        (Period::Year, days(7 * 366)),
+    ];
+    assert_eq!((keep.all, keep.firsts.as_slice()), (days(2), &firsts[..]));
+    assert_eq!(keep.zone, settings.service.time_zone);
     let nightly = &settings.policies["nightly"];
+    assert_eq!(nightly.keep, Keep::WithoutEnd);
     assert!(matches!(nightly.rhythm, Rhythm::Schedule(..)));
     assert_eq!(
         nightly.pre.as_ref().unwrap().timeout,
@@ -92,6 +107,7 @@ fn unknown_keys_are_refused_everywhere() {
     for (key, table) in [
         ("concurency", "[service]"),
         ("retention", "[policy.q]"),
+        ("dayly", "[policy.q.keep]"),
         ("jitters", "[policy.q]"),
         ("comand", "[policy.q.pre]"),
         ("retries", "[repository.main.store]"),
@@ -120,6 +136,26 @@ fn a_fault_names_its_key_what_was_found_and_what_was_expected() {
             "every = '1h'",
             "every = '1x'",
             ["policy.p.every", "\"1x\"", "15m"],
+        ),
+        (
+            "every = '1h'",
+            "every = '1h'\nkeep = { daily = '14d' }",
+            ["policy.p.keep.all", "every point", "nothing"],
+        ),
+        (
+            "every = '1h'",
+            "every = '1h'\nkeep = { all = '2d', daily = '8w', weekly = '8w' }",
+            ["policy.p.keep.weekly", "more than daily = 8w", "found 8w"],
+        ),
+        (
+            "every = '1h'",
+            "every = '1h'\nkeep = { all = '0d' }",
+            ["policy.p.keep.all", "length of time", "0d"],
+        ),
+        (
+            "every = '1h'",
+            "every = '1h'\nkeep = { all = '101y' }",
+            ["policy.p.keep.all", "100y", "101y"],
         ),
         (
             "every = '1h'",

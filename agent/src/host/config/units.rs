@@ -7,7 +7,9 @@ use jiff::civil::{Time, Weekday};
 use std::fmt::Write;
 use std::time::Duration;
 
-const TIME_UNITS: [(&str, u64); 6] = [
+const TIME_UNITS: [(&str, u64); 7] = [
+    // A leap year: nothing is kept for less than what was written.
+    ("y", 366 * 86_400_000),
     ("w", 7 * 86_400_000),
     ("d", 86_400_000),
     ("h", 3_600_000),
@@ -39,7 +41,7 @@ const WEEKDAYS: [(&str, Weekday); 7] = [
     ("sun", Weekday::Sunday),
 ];
 
-/// `90s`, `15m`, `1h30m`, `7d`; not zero.
+/// `90s`, `15m`, `1h30m`, `7d`, `1y` (366 days); not zero.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let wrong =
         || format!("expected a length of time such as 90s, 15m, 1h30m or 7d, found {text:?}");
@@ -175,7 +177,13 @@ mod tests {
 
     #[test]
     fn lengths_of_time() {
-        for (text, seconds) in [("90s", 90), ("15m", 900), ("1h30m", 5400), ("7d", 604_800)] {
+        for (text, seconds) in [
+            ("90s", 90),
+            ("15m", 900),
+            ("1h30m", 5400),
+            ("7d", 604_800),
+            ("1y", 31_622_400),
+        ] {
             let time = duration(text).unwrap();
             assert_eq!(time, Duration::from_secs(seconds), "{text}");
             assert_eq!(duration(&duration_text(time)), Ok(time), "{text}");
@@ -187,7 +195,7 @@ mod tests {
             "0s",
             "s",
             "1",
-            "1y",
+            "1a",
             "-1s",
             "1.5h",
             "99999999999w",

@@ -1,5 +1,6 @@
 //! Settings as written → as valid, and back.
 
+use super::keep;
 use super::units::{
     days, days_text, duration, duration_text, rate, rate_text, time_of_day, time_of_day_text,
 };
@@ -46,13 +47,14 @@ const RETRY_AFTER_DEFAULT: Duration = Duration::from_secs(60);
 const STOP_GRACE_DEFAULT: Duration = Duration::from_secs(30);
 
 pub(super) fn settings(written: &Written, folder: &Path) -> Result<Settings> {
+    let service = service(&written.service, folder)?;
     let settings = Settings {
-        service: service(&written.service, folder)?,
+        service: service.clone(),
         repositories: each(&written.repository, "repository", |key, name, written| {
             repository(key, name, written, folder).map(Arc::new)
         })?,
         policies: each(&written.policy, "policy", |key, name, written| {
-            policy(key, name, written).map(Arc::new)
+            policy(key, name, written, &service.time_zone).map(Arc::new)
         })?,
         groups: each(&written.group, "group", |_, name, written| {
             Ok(Arc::new(Group {
@@ -77,7 +79,7 @@ pub(super) fn settings(written: &Written, folder: &Path) -> Result<Settings> {
 }
 
 /// An error about a key; `fault` says what was expected and what was found.
-fn at(key: &str, fault: impl AsRef<str>) -> Error {
+pub(super) fn at(key: &str, fault: impl AsRef<str>) -> Error {
     Error::new(Kind::Config, format!("{key}: {}", fault.as_ref()))
 }
 
@@ -216,7 +218,7 @@ fn repository(
     })
 }
 
-fn policy(key: &str, name: &str, written: &written::Policy) -> Result<Policy> {
+fn policy(key: &str, name: &str, written: &written::Policy, zone: &TimeZone) -> Result<Policy> {
     let of = |field: &str| format!("{key}.{field}");
     let rpo = time(of("rpo"), written.rpo.as_ref(), PERIOD)?;
     let every = time(of("every"), written.every.as_ref(), PERIOD)?;
@@ -298,6 +300,7 @@ fn policy(key: &str, name: &str, written: &written::Policy) -> Result<Policy> {
         limit_bytes_per_second: all_day.map(|text| limit(&of("limit"), text)).transpose()?,
         windows: windows.collect::<Result<_>>()?,
         congestion: written.congestion.unwrap_or_default(),
+        keep: keep::valid(&of("keep"), written.keep.as_ref(), zone)?,
         pre: pre
             .map(|pre| hook("pre", &pre.command, pre.timeout.as_ref()))
             .transpose()?,
@@ -566,6 +569,7 @@ fn policy_written(policy: &Policy) -> written::Policy {
         retry_after: time(policy.retry_after),
         limit: policy.limit_bytes_per_second.map(rate_text),
         congestion: Some(policy.congestion),
+        keep: keep::written(&policy.keep),
         pre: policy.pre.as_ref().map(|hook| written::PreHook {
             command: hook.command.clone(),
             timeout: time(hook.timeout),

@@ -64,10 +64,22 @@ pub(super) struct Policy {
     pub(super) retry_after: Option<String>,
     pub(super) limit: Option<String>,
     pub(super) congestion: Option<Congestion>,
+    pub(super) keep: Option<Keep>,
     pub(super) pre: Option<PreHook>,
     pub(super) post: Option<PostHook>,
     #[serde(default)]
     pub(super) rate: Vec<Rate>,
+}
+
+#[derive(Debug, Default, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Keep {
+    pub(super) all: Option<String>,
+    pub(super) hourly: Option<String>,
+    pub(super) daily: Option<String>,
+    pub(super) weekly: Option<String>,
+    pub(super) monthly: Option<String>,
+    pub(super) yearly: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]

@@ -8,7 +8,9 @@ use super::unsigned;
 use rusqlite::{Connection, OptionalExtension, params};
 use tidegate_protocol::checkpoint;
 use tidegate_protocol::ids::{KeyId, PointId, RecordHash};
-use tidegate_protocol::record::{self, Body, Head, Header, KeyChanged, PointCommitted};
+use tidegate_protocol::record::{
+    self, Body, Head, Header, KeyChanged, PointCommitted, PointExpired,
+};
 
 pub(super) fn head_of(connection: &Connection) -> rusqlite::Result<Head> {
     connection.query_row("SELECT number, hash FROM head", [], |row| {
@@ -106,11 +108,7 @@ pub(super) fn apply(connection: &Connection, header: &Header, body: &Body) -> ru
                 .execute([&point.run])?;
             add_tree_packs(connection, &point.tree_packs)
         }
-        Body::PointExpired(expired) => each(
-            connection,
-            "DELETE FROM point WHERE id = ?1",
-            &expired.points,
-        ),
+        Body::PointExpired(expired) => expire(connection, header, expired),
         Body::HoldSet(hold) => put_body(
             connection,
             "INSERT OR REPLACE INTO hold VALUES (?1, ?2)",
@@ -191,6 +189,26 @@ pub(super) fn apply(connection: &Connection, header: &Header, body: &Body) -> ru
     }
 }
 
+/// The points go; that they did is remembered, for those who ask for one of them.
+fn expire(
+    connection: &Connection,
+    header: &Header,
+    expired: &PointExpired,
+) -> rusqlite::Result<()> {
+    let mut remember = connection.prepare_cached(
+        "INSERT OR REPLACE INTO expired SELECT id, machine, ?2, ?3 FROM point WHERE id = ?1",
+    )?;
+    for id in &expired.points {
+        let time = header.time_unix_ns.cast_signed();
+        remember.execute(params![id, time, expired.reason])?;
+    }
+    each(
+        connection,
+        "DELETE FROM point WHERE id = ?1",
+        &expired.points,
+    )
+}
+
 /// Packs that bad segments named are to be named anew.
 pub(super) fn release_packs_of_bad_segments(connection: &Connection) -> rusqlite::Result<()> {
     connection.execute_batch(
@@ -209,7 +227,7 @@ fn add_point(
         return Ok(());
     };
     connection
-        .prepare_cached("INSERT OR IGNORE INTO point VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?
+        .prepare_cached("INSERT OR IGNORE INTO point VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?
         .execute(params![
             id,
             number.cast_signed(),
@@ -217,6 +235,7 @@ fn add_point(
             point.machine,
             point.taken_unix_ns.cast_signed(),
             checked_body(point),
+            point.keep_until_unix_ns.cast_signed(),
         ])
         .map(drop)
 }

@@ -14,6 +14,7 @@ use tidegate_agent::replicate::{
     BackupRequest, BackupSettings, BackupSummary, DiskToBackUp, backup,
 };
 use tidegate_agent::repository::Repository;
+use tidegate_agent::retention::Keep;
 use tidegate_agent::store::StoreSettings;
 use tidegate_protocol::ids::PointId;
 use tidegate_protocol::record::Role;
@@ -152,6 +153,7 @@ impl World {
             disks: disks.collect(),
             host: name,
             moment: None,
+            keep: Keep::WithoutEnd,
             dry_run: false,
             settings: BackupSettings {
                 workers: 1 + usize::try_from(random.below(3)).unwrap_or(0),
