@@ -109,6 +109,31 @@ fn others_stand_for_a_period_only_where_they_are_kept_as_long() {
     assert_eq!(length(&[kept(1, now, 0)]), 1);
 }
 
+/// Weeks at the ends of years, where no other period is in the way.
+#[test]
+fn a_week_may_belong_to_two_years() {
+    let keep = Keep::ByPeriod(Box::new(ByPeriod {
+        all: days(1),
+        firsts: vec![(Period::Week, days(9))],
+        zone: TimeZone::UTC,
+    }));
+    let mut points = Vec::new();
+    for (taken, length) in [
+        // Week 1 of 2025, and week 1 of 2026, which begins in 2025.
+        ("2025-01-02T12:00:00Z", 9),
+        ("2025-12-30T12:00:00Z", 9),
+        ("2026-01-02T12:00:00Z", 1),
+        // Week 53 of 2026 goes on in 2027.
+        ("2026-12-30T12:00:00Z", 9),
+        ("2027-01-02T12:00:00Z", 1),
+        ("2027-01-04T00:00:00Z", 9),
+    ] {
+        let until = keep.until(at(taken), &points);
+        assert_eq!((until - at(taken)) / DAY, length, "{taken}");
+        points.push(kept(u8::try_from(points.len()).unwrap(), at(taken), until));
+    }
+}
+
 #[test]
 fn lengths_end_where_time_does() {
     let keep = Keep::For(days(100 * 366));
@@ -153,9 +178,9 @@ proptest! {
     /// Each point for itself, by the words of the format.
     #[test]
     fn what_goes_and_what_stays(
-        points in proptest::collection::vec((0_u8..3, 0_u64..12, 0_u64..12, any::<bool>()), 0..24),
+        points in proptest::collection::vec((0_u8..3, 0_u64..12, 0_u64..60, any::<bool>()), 0..24),
         held in proptest::collection::hash_map(0_u8..24, 0_u64..60, 0..5),
-        clock in 0_u64..60,
+        clock in 0_u64..80,
         newest in 0_u64..20,
         trust_clock in any::<bool>(),
         turn in 0_usize..24,
