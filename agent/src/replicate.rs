@@ -42,7 +42,7 @@ use crate::progress::Progress;
 use crate::repository::point::{PointDisk, as_optional_text};
 use crate::repository::tree::TreeReader;
 use crate::repository::{Point, Repository};
-use crate::retention::Keep;
+use crate::retention::{self, Keep};
 use crate::source::{Source, Tracking};
 use assemble::{Assembled, Landed, assembler};
 use audit::Audit;
@@ -360,6 +360,16 @@ async fn passes(
                         let others = catalogue.kept(Some(&request.machine))?;
                         let mut body = body.clone();
                         body.keep_until_unix_ns = request.keep.until(body.taken_unix_ns, &others);
+                        let newest = catalogue.newest_record_unix_ns()?;
+                        if body.keep_until_unix_ns != 0
+                            && retention::is_far_behind(clock::now_unix_ns(), newest)
+                        {
+                            tracing::error!(
+                                machine = request.machine,
+                                "this host's clock is more than a month behind the repository's newest point: the new point is kept without an end"
+                            );
+                            body.keep_until_unix_ns = 0;
+                        }
                         return Ok(Body::PointCommitted(body));
                     }
                     Err(Error::new(

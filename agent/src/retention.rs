@@ -19,6 +19,16 @@ use tidegate_protocol::ids::PointId;
 /// that nobody writes to from a clock that has jumped, and the first can wait for a person.
 pub const CLOCK_AHEAD_MAX: Duration = Duration::from_secs(31 * 86_400);
 
+/// How far a clock may be behind the newest record of a point, for times to be counted by it. A host whose
+/// clock has lost its battery would else make points that are past their time from the beginning.
+pub const CLOCK_BEHIND_MAX: Duration = Duration::from_secs(31 * 86_400);
+
+/// True where no time may be counted by that clock: a new point is kept without an end.
+pub fn is_far_behind(clock_unix_ns: u64, newest_record_unix_ns: u64) -> bool {
+    let behind = newest_record_unix_ns.saturating_sub(clock_unix_ns);
+    Duration::from_nanos(behind) > CLOCK_BEHIND_MAX
+}
+
 /// What a point says of itself, as far as it matters here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Kept {

@@ -14,6 +14,8 @@ mod clock;
 mod faults;
 #[path = "host/retention.rs"]
 mod retention;
+#[path = "host/running.rs"]
+mod running;
 #[path = "host/service.rs"]
 mod service;
 mod site;

@@ -22,6 +22,7 @@ pub use written::OnFailure;
 use super::glob;
 use crate::error::{Error, Kind, Result};
 use crate::format::Format;
+use crate::live::{Quiesce, ScratchSettings};
 use crate::replicate::BackupSettings;
 use crate::retention::Keep;
 use crate::store::StoreSettings;
@@ -53,8 +54,8 @@ pub struct Settings {
     /// Groups, by name.
     pub groups: BTreeMap<String, Arc<Group>>,
     /// Machines that are named, by name.
-    pub machines: BTreeMap<String, Machine>,
-    /// Machines that are found by their images.
+    pub machines: BTreeMap<String, Origin>,
+    /// Machines that are found.
     pub patterns: Vec<Pattern>,
 }
 
@@ -77,6 +78,8 @@ pub struct Service {
     pub time_zone: TimeZone,
     /// As written.
     time_zone_name: Option<String>,
+    /// Where what guests overwrite is kept while their disks are read; `/var/tmp` by default.
+    pub scratch: ScratchSettings,
 }
 
 /// A repository and how to write to it.
@@ -125,6 +128,8 @@ pub struct Policy {
     pub congestion: Congestion,
     /// How long its points are kept: without an end where nothing is said.
     pub keep: Keep,
+    /// Whether the software in a guest is asked to be still for the moment; not by default.
+    pub quiesce: Quiesce,
     /// Run before a backup.
     pub pre: Option<Hook>,
     /// What becomes of the run when that fails.
@@ -179,27 +184,75 @@ pub struct Group {
     pub repository: String,
 }
 
-/// A machine, by the images of its disks.
+/// Where a machine is found.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Machine {
-    /// Its disks.
-    pub images: Vec<PathBuf>,
-    /// How to read them.
-    pub reading: Reading,
+pub enum Origin {
+    /// In the images of its disks.
+    Images {
+        /// One for each disk.
+        images: Vec<PathBuf>,
+        /// How to read them.
+        reading: Reading,
+    },
+    /// In a domain of libvirt.
+    Domain {
+        /// Its name or UUID.
+        domain: String,
+        /// The libvirt that is meant; the one of `virsh` by default.
+        connect: Option<String>,
+    },
+    /// In a QEMU whose monitor is at this socket.
+    Monitor(PathBuf),
 }
 
-/// Machines, by a pattern of the paths of images. Images that give the same name belong to one
-/// machine.
+impl Origin {
+    /// What an operator would recognise.
+    pub fn describe(&self) -> Vec<String> {
+        match self {
+            Self::Images { images, .. } => images
+                .iter()
+                .map(|image| image.display().to_string())
+                .collect(),
+            Self::Domain { domain, .. } => vec![format!("domain {domain}")],
+            Self::Monitor(socket) => vec![format!("monitor {}", socket.display())],
+        }
+    }
+
+    /// The first of it.
+    pub(super) fn first(&self) -> String {
+        self.describe().into_iter().next().unwrap_or_default()
+    }
+}
+
+/// Machines that are found, by a pattern.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Pattern {
-    /// Of paths; see [`glob`].
-    pub pattern: String,
-    /// The name, with `{stem}` and `{folder}` in it; `{stem}` by default.
+    /// What is looked for.
+    pub find: Find,
+    /// The name, with `{stem}` and `{folder}` in it (of images; `{stem}` by default) or `{name}` (of
+    /// domains).
     pub name: String,
-    /// Patterns of paths that are left out.
+    /// Patterns of paths, or of domains, that are left out.
     pub exclude: Vec<String>,
-    /// How to read the images.
-    pub reading: Reading,
+}
+
+/// What a pattern looks for.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Find {
+    /// Images by their paths. Those that give the same name belong to one machine.
+    Images {
+        /// Of paths; see [`glob`].
+        pattern: String,
+        /// How to read them.
+        reading: Reading,
+    },
+    /// Domains of libvirt by their names.
+    Domains {
+        /// Of names.
+        pattern: String,
+        /// The libvirt that is meant; the one of `virsh` by default.
+        connect: Option<String>,
+    },
 }
 
 /// How images are read.

@@ -130,7 +130,7 @@ pub struct MachineStatus {
     pub policy: String,
     /// Its repository.
     pub repository: String,
-    /// Its images.
+    /// Its images; or its domain, or its monitor.
     pub images: Vec<String>,
     /// What it is doing.
     pub standing: MachineStanding,

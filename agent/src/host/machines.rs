@@ -1,23 +1,26 @@
-//! Which machines there are, by the configuration and by what stands on the disks now.
+//! Which machines there are, by the configuration and by what stands on the disks, and runs, now.
 //!
-//! Looks at names only: no image is opened. Invariant: an image belongs to one machine, and a machine
+//! Looks at names only: no image is opened. Where libvirt does not answer, its domains are those that it
+//! had when it answered last: a machine does not lose its protection because a daemon is started
+//! again. Invariant: an image belongs to one machine, and a machine
 //! to one group; what is not so is remarked, and the first to claim it keeps it.
 
-use super::config::{Group, Policy, Reading, RepositorySettings, Settings};
+use super::config::{Find, Group, Origin, Pattern, Policy, RepositorySettings, Settings};
 use super::glob;
+use crate::error::{Error, Kind};
+use crate::live::libvirt::{DomainName, Libvirt};
 use crate::name;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::runtime::Handle;
 
 /// A machine and all that is to be done with it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Selected {
-    /// Its disks, sorted by path where a pattern found them.
-    pub images: Vec<PathBuf>,
-    /// How to read them.
-    pub reading: Reading,
+    /// Where it is; images are sorted by path where a pattern found them.
+    pub origin: Origin,
     /// Its group.
     pub group: Arc<Group>,
     /// Its policy.
@@ -37,53 +40,76 @@ pub struct Selection {
     pub remarks: Vec<String>,
 }
 
-/// Looks which machines there are. Blocks: it reads folders.
-pub fn select(settings: &Settings) -> Selection {
+/// The domains of each libvirt that was asked, when it answered last.
+#[derive(Debug, Default)]
+pub struct Domains(Mutex<HashMap<Option<String>, Vec<DomainName>>>);
+
+impl Domains {
+    /// The domains there are, and what is to be remarked. Blocks.
+    fn list(&self, connect: Option<&str>) -> (Vec<DomainName>, Option<String>) {
+        let connect = connect.map(str::to_owned);
+        let asked = match Handle::try_current() {
+            Ok(runtime) => runtime.block_on(Libvirt::new(connect.clone()).domains()),
+            Err(error) => Err(Error::new(Kind::Bug, "no runtime to ask libvirt").caused_by(error)),
+        };
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match asked {
+            Ok(domains) => {
+                known.insert(connect, domains.clone());
+                (domains, None)
+            }
+            Err(error) => (
+                known.get(&connect).cloned().unwrap_or_default(),
+                Some(format!(
+                    "libvirt's machines are those of before: {}",
+                    error.chain()
+                )),
+            ),
+        }
+    }
+}
+
+/// Looks which machines there are. Blocks: it reads folders and asks libvirt, where one is named.
+pub fn select(settings: &Settings, domains: &Domains) -> Selection {
     let mut selection = Selection::default();
-    let mut found: BTreeMap<String, (Vec<PathBuf>, Reading)> = BTreeMap::new();
-    let mut claimed: HashSet<PathBuf> = HashSet::new();
-    for (name, machine) in &settings.machines {
-        claimed.extend(machine.images.iter().cloned());
-        found.insert(
-            name.clone(),
-            (machine.images.clone(), machine.reading.clone()),
-        );
+    let mut found: BTreeMap<String, Origin> = settings.machines.clone();
+    let mut claimed = Claimed::default();
+    for origin in settings.machines.values() {
+        claimed.claim(origin);
     }
     for pattern in &settings.patterns {
-        let mut here: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
-        let images = glob::expand(&pattern.pattern);
-        if images.len() >= glob::MATCHES_MAX {
-            selection.remarks.push(format!(
-                "{} finds more than {} images: the rest is left out",
-                pattern.pattern,
-                glob::MATCHES_MAX
-            ));
-        }
-        for image in images {
-            let text = image.to_string_lossy();
-            let left_out = pattern.exclude.iter().any(|out| matches_path(out, &text));
-            if left_out || !is_image(&image) || !claimed.insert(image.clone()) {
-                continue;
+        let here = match &pattern.find {
+            Find::Images {
+                pattern: paths,
+                reading,
+            } => images(paths, pattern, &mut claimed, &mut selection)
+                .into_iter()
+                .map(|(name, images)| {
+                    let reading = reading.clone();
+                    (name, Origin::Images { images, reading })
+                })
+                .collect(),
+            Find::Domains {
+                pattern: names,
+                connect,
+            } => {
+                let (all, remark) = domains.list(connect.as_deref());
+                selection.remarks.extend(remark);
+                domains_by(names, connect, pattern, all, &mut claimed)
             }
-            match name_by(&pattern.name, &image) {
-                Some(name) => here.entry(name).or_default().push(image),
-                None => selection
-                    .remarks
-                    .push(format!("no name can be made from {}", image.display())),
-            }
-        }
-        for (name, images) in here {
+        };
+        for (name, origin) in here {
             if found.contains_key(&name) {
                 selection.remarks.push(format!(
-                    "{} would be machine {name} too, which has other images: it is left out",
-                    images[0].display()
+                    "{} would be machine {name} too, which is another one: it is left out",
+                    origin.first()
                 ));
                 continue;
             }
-            found.insert(name, (images, pattern.reading.clone()));
+            found.insert(name, origin);
         }
     }
-    for (name, (images, reading)) in found {
+    for (name, origin) in found {
         let all = settings.group_of(&name).and_then(|group| {
             let policy = settings.policies.get(&group.policy)?;
             let repository = settings.repositories.get(&group.repository)?;
@@ -94,8 +120,7 @@ pub fn select(settings: &Settings) -> Selection {
             continue;
         };
         let selected = Selected {
-            images,
-            reading,
+            origin,
             group: Arc::clone(group),
             policy: Arc::clone(policy),
             repository: Arc::clone(repository),
@@ -103,6 +128,90 @@ pub fn select(settings: &Settings) -> Selection {
         selection.machines.insert(name, selected);
     }
     selection
+}
+
+/// What machines have laid claim to.
+#[derive(Default)]
+struct Claimed {
+    images: HashSet<PathBuf>,
+    domains: HashSet<(Option<String>, String)>,
+}
+
+impl Claimed {
+    fn claim(&mut self, origin: &Origin) {
+        match origin {
+            Origin::Images { images, .. } => self.images.extend(images.iter().cloned()),
+            Origin::Domain { domain, connect } => {
+                self.domains.insert((connect.clone(), domain.clone()));
+            }
+            Origin::Monitor(_) => {}
+        }
+    }
+}
+
+/// Images that a pattern finds, by the machines that they make.
+fn images(
+    paths: &str,
+    pattern: &Pattern,
+    claimed: &mut Claimed,
+    selection: &mut Selection,
+) -> BTreeMap<String, Vec<PathBuf>> {
+    let mut here: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
+    let images = glob::expand(paths);
+    if images.len() >= glob::MATCHES_MAX {
+        selection.remarks.push(format!(
+            "{paths} finds more than {} images: the rest is left out",
+            glob::MATCHES_MAX
+        ));
+    }
+    for image in images {
+        let text = image.to_string_lossy();
+        let left_out = pattern.exclude.iter().any(|out| matches_path(out, &text));
+        if left_out || !is_image(&image) || !claimed.images.insert(image.clone()) {
+            continue;
+        }
+        match name_by(&pattern.name, &image) {
+            Some(name) => here.entry(name).or_default().push(image),
+            None => selection
+                .remarks
+                .push(format!("no name can be made from {}", image.display())),
+        }
+    }
+    here
+}
+
+/// Domains that a pattern finds.
+fn domains_by(
+    names: &str,
+    connect: &Option<String>,
+    pattern: &Pattern,
+    all: Vec<DomainName>,
+    claimed: &mut Claimed,
+) -> BTreeMap<String, Origin> {
+    let mut here = BTreeMap::new();
+    for domain in all {
+        let claim = |name: &str| (connect.clone(), name.to_owned());
+        let is_claimed = claimed.domains.contains(&claim(&domain.uuid));
+        let left_out = pattern
+            .exclude
+            .iter()
+            .any(|out| glob::matches(out, &domain.name));
+        if !glob::matches(names, &domain.name)
+            || left_out
+            || is_claimed
+            || !claimed.domains.insert(claim(&domain.name))
+        {
+            continue;
+        }
+        if let Some(name) = name::fit(&pattern.name.replace("{name}", &domain.name)) {
+            let origin = Origin::Domain {
+                domain: domain.uuid,
+                connect: connect.clone(),
+            };
+            here.insert(name, origin);
+        }
+    }
+    here
 }
 
 /// Part by part: no wildcard reaches over a `/`.
@@ -135,7 +244,7 @@ fn name_by(template: &str, image: &Path) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "tests")]
+    #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
     use super::*;
 
     #[test]
@@ -175,11 +284,14 @@ mod tests {
             repository = 'main'
         ";
         let settings = Settings::parse(text, root).unwrap();
-        let selection = select(&settings);
+        let selection = select(&settings, &Domains::default());
         let images: Vec<(String, Vec<PathBuf>)> = selection
             .machines
             .into_iter()
-            .map(|(name, machine)| (name, machine.images))
+            .map(|(name, machine)| match machine.origin {
+                Origin::Images { images, .. } => (name, images),
+                other => panic!("{name}: {other:?}"),
+            })
             .collect();
         let at = |path: &str| root.join(path);
         assert_eq!(
@@ -198,5 +310,59 @@ mod tests {
         assert_eq!(selection.unprotected, ["unseen"]);
         assert_eq!(selection.remarks.len(), 1, "{:?}", selection.remarks);
         assert!(selection.remarks[0].contains("pool/web01/a.raw"));
+    }
+
+    #[test]
+    fn domains_are_named_or_found_and_belong_to_one_machine() {
+        let text = "
+            [repository.main]
+            location = 'repo'
+            key = 'host.key'
+            [policy.p]
+            every = '15s'
+            [machine.db]
+            vm = 'db01'
+            [machine.router]
+            qmp = '/run/router.qmp'
+            [[machines]]
+            vm = '*'
+            name = 'vm-{name}'
+            exclude = ['*-scratch']
+            [group.g]
+            machines = ['*']
+            policy = 'p'
+            repository = 'main'
+        ";
+        let settings = Settings::parse(text, Path::new("/etc")).unwrap();
+        let domain = |name: &str| DomainName {
+            uuid: format!("uuid of {name}"),
+            name: name.to_owned(),
+        };
+        let Find::Domains { pattern, connect } = &settings.patterns[0].find else {
+            panic!("{:?}", settings.patterns);
+        };
+        let all = ["db01", "web01", "web01-scratch"].map(domain).to_vec();
+        let mut claimed = Claimed::default();
+        settings
+            .machines
+            .values()
+            .for_each(|origin| claimed.claim(origin));
+        let found = domains_by(pattern, connect, &settings.patterns[0], all, &mut claimed);
+        assert_eq!(found.keys().collect::<Vec<_>>(), ["vm-web01"]);
+        assert_eq!(
+            found["vm-web01"],
+            Origin::Domain {
+                domain: "uuid of web01".to_owned(),
+                connect: None
+            }
+        );
+        // Without a runtime nobody can be asked: it is said, and named machines stay.
+        let selection = select(&settings, &Domains::default());
+        let names: Vec<&str> = selection.machines.keys().map(String::as_str).collect();
+        assert_eq!(names, ["db", "router"]);
+        assert_eq!(selection.remarks.len(), 1, "{:?}", selection.remarks);
+        let written = Settings::parse(&settings.effective().unwrap(), Path::new("/")).unwrap();
+        assert_eq!(written.machines, settings.machines);
+        assert_eq!(written.patterns, settings.patterns);
     }
 }

@@ -6,15 +6,19 @@
 
 mod hook;
 
-use super::config::OnFailure;
+use super::config::{OnFailure, Origin};
 use super::machines::Selected;
 use super::state::Outcome;
 use crate::blocking::blocking;
 use crate::error::{Error, Kind, Result};
 use crate::link::congestion::Congestion;
+use crate::live::libvirt::Libvirt;
+use crate::live::{FreezeSettings, ScratchSettings};
 use crate::pace::Pacer;
 use crate::progress::Progress;
-use crate::replicate::{self, BackupRequest, BackupSummary};
+use crate::replicate::{
+    self, BackupRequest, BackupSettings, BackupSummary, Hypervisor, RunningRequest,
+};
 use crate::repository::{Repository, read_key_file};
 use crate::source::OpenSettings;
 use crate::store::Store;
@@ -36,6 +40,8 @@ pub struct Job {
     pub place: Arc<Place>,
     /// The policy's rate.
     pub pacer: Arc<Pacer>,
+    /// Where what a guest overwrites meanwhile is kept.
+    pub scratch: ScratchSettings,
 }
 
 /// What came of a run.
@@ -189,19 +195,30 @@ async fn back_up(
             return Err(error);
         }
     };
-    let reading = &job.selected.reading;
-    let how = OpenSettings {
-        format: reading.format,
-        backing_folders: reading.backing_folders.clone(),
-        skip_check: reading.skip_check,
-    };
+    let mut settings = job.place.settings.backup();
+    settings.pacer = Some(Arc::clone(&job.pacer));
     let done = async {
-        let disks = replicate::open_images(&job.selected.images, &how).await?;
+        let (images, reading) = match &job.selected.origin {
+            Origin::Images { images, reading } => (images, reading),
+            Origin::Domain { domain, connect } => {
+                let libvirt = Libvirt::new(connect.clone());
+                let hypervisor = Hypervisor::Libvirt(libvirt, domain.clone());
+                return running(job, hypervisor, settings, &repository, progress, stop).await;
+            }
+            Origin::Monitor(socket) => {
+                let hypervisor = Hypervisor::Qmp(socket.clone());
+                return running(job, hypervisor, settings, &repository, progress, stop).await;
+            }
+        };
+        let how = OpenSettings {
+            format: reading.format,
+            backing_folders: reading.backing_folders.clone(),
+            skip_check: reading.skip_check,
+        };
+        let disks = replicate::open_images(images, &how).await?;
         if stop.is_cancelled() {
             return Err(stopped());
         }
-        let mut settings = job.place.settings.backup();
-        settings.pacer = Some(Arc::clone(&job.pacer));
         let request = BackupRequest {
             machine: job.machine.clone(),
             disks,
@@ -211,16 +228,52 @@ async fn back_up(
             dry_run: false,
             settings,
         };
-        let done = replicate::backup(&repository, request, progress, stop.clone()).await;
-        if let Err(error) = &done {
-            job.place.close_after(error).await;
-        }
-        done
+        replicate::backup(&repository, request, progress, stop.clone()).await
     }
     .await;
+    if let Err(error) = &done {
+        job.place.close_after(error).await;
+    }
     // Also after a failure: points may have been made by hand.
     *point_unix_ns = newest_point(&repository, &job.machine).await;
     done
+}
+
+/// The same for a machine that runs.
+async fn running(
+    job: &Job,
+    hypervisor: Hypervisor,
+    settings: BackupSettings,
+    repository: &Arc<Repository>,
+    progress: Arc<Progress>,
+    stop: &CancellationToken,
+) -> Result<BackupSummary> {
+    let request = RunningRequest {
+        machine: Some(job.machine.clone()),
+        hypervisor,
+        freeze: FreezeSettings {
+            scratch: job.scratch.clone(),
+            quiesce: job.selected.policy.quiesce,
+        },
+        host: replicate::host_name(),
+        keep: job.selected.policy.keep.clone(),
+        dry_run: false,
+        settings,
+    };
+    let done = replicate::back_up_running(repository, request, progress, stop.clone()).await?;
+    for disk in done.backup.tracking.iter().filter(|disk| !disk.tracked) {
+        tracing::warn!(
+            disk = disk.disk,
+            reason = disk.reason,
+            "read whole and compared"
+        );
+    }
+    tracing::info!(
+        consistency = done.consistency,
+        held_seconds = done.held_seconds,
+        "the machine was frozen"
+    );
+    Ok(done.backup)
 }
 
 async fn newest_point(repository: &Arc<Repository>, machine: &str) -> Option<u64> {

@@ -19,7 +19,7 @@ pub(super) use orders::{Answer, Orders, Seen};
 use self::core::Core;
 use super::config::{DEFAULT_FILE, Settings};
 use super::control::{self, Listener};
-use super::machines::{Selection, select};
+use super::machines::{Domains, Selection, select};
 use super::run::Report;
 use super::state::State;
 use crate::blocking::blocking;
@@ -78,7 +78,9 @@ pub async fn run(options: Options, metrics: PrometheusHandle) -> Result<()> {
     let (state, remembered) = blocking(move || State::open(&state_dir, now)).await?;
     let mut core = Core::new(options, settings, state, remembered);
     let first = core.settings();
-    core.adopt(now, blocking(move || Ok(select(&first))).await?);
+    let domains: Arc<Domains> = Arc::default();
+    let asked = Arc::clone(&domains);
+    core.adopt(now, blocking(move || Ok(select(&first, &asked))).await?);
     for remark in core.remarks() {
         tracing::warn!("{remark}");
     }
@@ -112,18 +114,18 @@ pub async fn run(options: Options, metrics: PrometheusHandle) -> Result<()> {
         beat.now();
         let wake = wake.min(systemd.alive()).min(LOOK_EVERY);
         if looking.is_none() && looked.elapsed() >= LOOK_EVERY {
-            looking = Some(Look::for_machines(core.settings()));
+            looking = Some(Look::for_machines(core.settings(), Arc::clone(&domains)));
         }
         tokio::select! {
             biased;
             told = signals.next() => match told {
                 Told::Stop => break,
-                Told::Reload => reload(&core, &systemd, &mut looking, None),
+                Told::Reload => reload(&core, &systemd, &mut looking, &domains, None),
             },
             Some(order) = ordered.recv() => {
                 let (request, answer) = order;
                 if request == control::Request::Reload {
-                    reload(&core, &systemd, &mut looking, Some(answer));
+                    reload(&core, &systemd, &mut looking, &domains, Some(answer));
                 } else {
                     let _ = answer.send(core.order(clock::now_unix_ns(), request));
                 }
@@ -232,9 +234,9 @@ type Found = (Arc<Settings>, Selection);
 
 impl Look {
     /// Which machines are there.
-    fn for_machines(settings: Arc<Settings>) -> Self {
+    fn for_machines(settings: Arc<Settings>, domains: Arc<Domains>) -> Self {
         let look = move || {
-            let selection = select(&settings);
+            let selection = select(&settings, &domains);
             Ok((settings, selection))
         };
         Self {
@@ -245,10 +247,14 @@ impl Look {
     }
 
     /// What the configuration says by now, and which machines are there by it.
-    fn by_file(file: PathBuf, asked: Option<oneshot::Sender<Result<Answer>>>) -> Self {
+    fn by_file(
+        file: PathBuf,
+        domains: Arc<Domains>,
+        asked: Option<oneshot::Sender<Result<Answer>>>,
+    ) -> Self {
         let read = move || {
             let settings = Arc::new(Settings::load(&file)?);
-            let selection = select(&settings);
+            let selection = select(&settings, &domains);
             Ok((settings, selection))
         };
         Self {
@@ -279,12 +285,13 @@ fn reload(
     core: &Core,
     systemd: &Systemd,
     looking: &mut Option<Look>,
+    domains: &Arc<Domains>,
     asked: Option<oneshot::Sender<Result<Answer>>>,
 ) {
     systemd.reloading();
     if let Some(Look {
         asked: Some(asked), ..
-    }) = looking.replace(Look::by_file(core.file(), asked))
+    }) = looking.replace(Look::by_file(core.file(), Arc::clone(domains), asked))
     {
         // Who asked may have gone.
         let _ = asked.send(Err(Error::new(

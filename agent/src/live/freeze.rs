@@ -18,6 +18,7 @@ use crate::clock;
 use crate::error::{Error, Kind, Result};
 use crate::qemu;
 use crate::source::{Changes, NbdSource, Source};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixListener;
@@ -45,7 +46,8 @@ pub struct FreezeSettings {
 }
 
 /// Whether the software in a guest is asked to write out what it has and be still for the moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Quiesce {
     /// No: the point is as after a power cut.
     #[default]

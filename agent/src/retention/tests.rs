@@ -225,6 +225,15 @@ proptest! {
 }
 
 #[test]
+fn a_clock_without_a_battery_is_not_counted_by() {
+    assert!(is_far_behind(0, 400 * DAY));
+    assert!(is_far_behind(400 * DAY, 432 * DAY));
+    // Late, ahead, or the first of all.
+    assert!(!is_far_behind(400 * DAY, 431 * DAY));
+    assert!(!is_far_behind(400 * DAY, 0));
+}
+
+#[test]
 fn each_reason_to_stay_is_told() {
     let point = |nth, taken: u64, until: u64| kept(nth, taken * DAY, until * DAY);
     let facts = Facts {

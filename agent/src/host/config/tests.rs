@@ -98,8 +98,8 @@ fn paths_start_at_the_file() {
     let main = &settings.repositories["main"];
     assert_eq!(main.location, "/etc/tidegate/repo");
     assert_eq!(main.key, KeyPlace::File("/etc/tidegate/host.key".into()));
-    let images = &settings.machines["web01"].images;
-    assert_eq!(images, &[PathBuf::from("/etc/tidegate/web01.raw")]);
+    let images = settings.machines["web01"].describe();
+    assert_eq!(images, ["/etc/tidegate/web01.raw"]);
 }
 
 #[test]
@@ -241,6 +241,21 @@ fn a_fault_names_its_key_what_was_found_and_what_was_expected() {
             "images = ['web01.raw']",
             "images = []",
             ["machine.web01.images", "at least one", "none"],
+        ),
+        (
+            "images = ['web01.raw']",
+            "images = ['web01.raw']\nvm = 'web01'",
+            ["machine.web01", "one of images, vm and qmp", "several"],
+        ),
+        (
+            "images = ['web01.raw']",
+            "images = ['web01.raw']\nconnect = 'qemu:///system'",
+            ["machine.web01.connect", "beside vm", "without"],
+        ),
+        (
+            "images = ['web01.raw']",
+            "vm = ' '",
+            ["machine.web01.vm", "a name", "nothing"],
         ),
         (
             "images = ['web01.raw']",

@@ -6,7 +6,7 @@ use super::units::{
 };
 use super::written::{self, Written};
 use super::{
-    DEFAULT_SOCKET, Group, Hook, KeyPlace, Machine, Pattern, Policy, RateWindow, Reading,
+    DEFAULT_SOCKET, Find, Group, Hook, KeyPlace, Origin, Pattern, Policy, RateWindow, Reading,
     RepositorySettings, Rhythm, Service, Settings,
 };
 use crate::config::{
@@ -16,6 +16,7 @@ use crate::config::{
 use crate::error::{Error, Kind, Result};
 use crate::host::glob;
 use crate::link::DEFAULT_IDENTITY;
+use crate::live::ScratchSettings;
 use crate::name;
 use croner::Cron;
 use croner::parser::{CronParser, Seconds, Year};
@@ -31,6 +32,12 @@ const STATE_DIR: &str = "/var/lib/tidegate";
 const CACHE_DIR: &str = "/var/cache/tidegate";
 const SOCKET_GROUP: &str = "tidegate";
 const NAME_TEMPLATE: &str = "{stem}";
+const NAME_TEMPLATE_OF_DOMAINS: &str = "{name}";
+const SCRATCH_DIR: &str = "/var/tmp";
+const SCRATCH_MIB: RangeInclusive<u64> = 16..=1 << 30;
+const SCRATCH_MIB_DEFAULT: u64 = 10 << 10;
+const SCRATCH_RESERVE_MIB: RangeInclusive<u64> = 1..=1 << 30;
+const SCRATCH_RESERVE_MIB_DEFAULT: u64 = 1 << 10;
 
 /// Memory is the bound: each run holds several packs.
 const CONCURRENCY: RangeInclusive<usize> = 1..=64;
@@ -167,6 +174,23 @@ fn service(written: &written::Service, folder: &Path) -> Result<Service> {
         stop_grace: grace.unwrap_or(STOP_GRACE_DEFAULT),
         time_zone,
         time_zone_name: written.time_zone.clone(),
+        scratch: ScratchSettings {
+            folder: path(&written.scratch_dir, SCRATCH_DIR),
+            bytes_max: within(
+                "service.scratch_max_mib",
+                written.scratch_max_mib,
+                SCRATCH_MIB,
+            )?
+            .unwrap_or(SCRATCH_MIB_DEFAULT)
+                << 20,
+            reserve_bytes: within(
+                "service.scratch_reserve_mib",
+                written.scratch_reserve_mib,
+                SCRATCH_RESERVE_MIB,
+            )?
+            .unwrap_or(SCRATCH_RESERVE_MIB_DEFAULT)
+                << 20,
+        },
     })
 }
 
@@ -300,6 +324,7 @@ fn policy(key: &str, name: &str, written: &written::Policy, zone: &TimeZone) -> 
         limit_bytes_per_second: all_day.map(|text| limit(&of("limit"), text)).transpose()?,
         windows: windows.collect::<Result<_>>()?,
         congestion: written.congestion.unwrap_or_default(),
+        quiesce: written.quiesce.unwrap_or_default(),
         keep: keep::valid(&of("keep"), written.keep.as_ref(), zone)?,
         pre: pre
             .map(|pre| hook("pre", &pre.command, pre.timeout.as_ref()))
@@ -331,27 +356,48 @@ fn cron(text: &str) -> Result<Cron, String> {
     }
 }
 
-fn machine(key: &str, written: &written::Machine, folder: &Path) -> Result<Machine> {
-    if written.images.is_empty() {
-        return Err(at(
-            &format!("{key}.images"),
-            "expected at least one image, found none",
-        ));
-    }
-    Ok(Machine {
-        images: written
-            .images
-            .iter()
-            .map(|path| from_folder(folder, path))
-            .collect(),
-        reading: reading(
+fn machine(key: &str, written: &written::Machine, folder: &Path) -> Result<Origin> {
+    let of_images = || {
+        reading(
             key,
             written.format.as_deref(),
             &written.backing_folders,
             written.skip_check,
             folder,
-        )?,
-    })
+        )
+    };
+    if written.connect.is_some() && written.vm.is_none() {
+        return Err(at(
+            &format!("{key}.connect"),
+            "expected only beside vm, found without",
+        ));
+    }
+    match (written.images.as_slice(), &written.vm, &written.qmp) {
+        ([], None, None) => Err(at(
+            &format!("{key}.images"),
+            "expected at least one image, or vm or qmp in place of it, found none",
+        )),
+        ([], Some(domain), None) => Ok(Origin::Domain {
+            domain: not_empty(&format!("{key}.vm"), domain)?,
+            connect: written.connect.clone(),
+        }),
+        ([], None, Some(socket)) => Ok(Origin::Monitor(from_folder(folder, socket))),
+        (images, None, None) => Ok(Origin::Images {
+            images: images
+                .iter()
+                .map(|path| from_folder(folder, path))
+                .collect(),
+            reading: of_images()?,
+        }),
+        _ => Err(at(key, "expected one of images, vm and qmp, found several")),
+    }
+}
+
+fn not_empty(key: &str, text: &str) -> Result<String> {
+    match text.trim() {
+        "" => Err(at(key, "expected a name, found nothing")),
+        text => Ok(text.to_owned()),
+    }
 }
 
 fn pattern(key: &str, written: &written::Pattern, folder: &Path) -> Result<Pattern> {
@@ -360,29 +406,54 @@ fn pattern(key: &str, written: &written::Pattern, folder: &Path) -> Result<Patte
         glob::check_path(&pattern).map_err(|fault| at(&format!("{key}.{field}"), fault))?;
         Ok(pattern)
     };
-    let name = written.name.as_deref().unwrap_or(NAME_TEMPLATE);
-    let left = name.replace("{stem}", "").replace("{folder}", "");
+    let (parts, default, find, exclude) = match (&written.pattern, &written.vm) {
+        (Some(pattern), None) => {
+            let reading = reading(
+                key,
+                written.format.as_deref(),
+                &written.backing_folders,
+                written.skip_check,
+                folder,
+            )?;
+            let pattern = paths("pattern", pattern)?;
+            let exclude = written.exclude.iter();
+            let exclude = exclude.map(|pattern| paths("exclude", pattern));
+            (
+                &["{stem}", "{folder}"][..],
+                NAME_TEMPLATE,
+                Find::Images { pattern, reading },
+                exclude.collect::<Result<_>>()?,
+            )
+        }
+        (None, Some(pattern)) => (
+            &["{name}"][..],
+            NAME_TEMPLATE_OF_DOMAINS,
+            Find::Domains {
+                pattern: not_empty(&format!("{key}.vm"), pattern)?,
+                connect: written.connect.clone(),
+            },
+            written.exclude.clone(),
+        ),
+        _ => return Err(at(key, "expected one of pattern and vm")),
+    };
+    let name = written.name.as_deref().unwrap_or(default);
+    let mut left = name.to_owned();
+    for part in parts {
+        left = left.replace(part, "");
+    }
     if left == name || left.contains(['{', '}']) {
         return Err(at(
             &format!("{key}.name"),
-            format!("expected a text with {{stem}} or {{folder}} in it, found {name:?}"),
+            format!(
+                "expected a text with {} in it, found {name:?}",
+                parts.join(" or ")
+            ),
         ));
     }
     Ok(Pattern {
-        pattern: paths("pattern", &written.pattern)?,
+        find,
         name: name.to_owned(),
-        exclude: written
-            .exclude
-            .iter()
-            .map(|pattern| paths("exclude", pattern))
-            .collect::<Result<_>>()?,
-        reading: reading(
-            key,
-            written.format.as_deref(),
-            &written.backing_folders,
-            written.skip_check,
-            folder,
-        )?,
+        exclude,
     })
 }
 
@@ -481,6 +552,9 @@ pub(super) fn written(settings: &Settings) -> Written {
                 .time_zone_name
                 .clone()
                 .or_else(|| service.time_zone.iana_name().map(str::to_owned)),
+            scratch_dir: Some(service.scratch.folder.clone()),
+            scratch_max_mib: Some(service.scratch.bytes_max >> 20),
+            scratch_reserve_mib: Some(service.scratch.reserve_bytes >> 20),
         },
         repository: settings
             .repositories
@@ -507,29 +581,64 @@ pub(super) fn written(settings: &Settings) -> Written {
         machine: settings
             .machines
             .iter()
-            .map(|(name, machine)| {
-                let machine = written::Machine {
-                    images: machine.images.clone(),
-                    format: machine.reading.format.map(|format| format.to_string()),
-                    backing_folders: machine.reading.backing_folders.clone(),
-                    skip_check: machine.reading.skip_check,
-                };
-                (name.clone(), machine)
-            })
+            .map(|(name, origin)| (name.clone(), machine_written(origin)))
             .collect(),
         machines: settings
             .patterns
             .iter()
-            .map(|pattern| written::Pattern {
-                pattern: pattern.pattern.clone(),
-                name: Some(pattern.name.clone()),
-                exclude: pattern.exclude.clone(),
-                format: pattern.reading.format.map(|format| format.to_string()),
-                backing_folders: pattern.reading.backing_folders.clone(),
-                skip_check: pattern.reading.skip_check,
+            .map(|pattern| {
+                let mut written = written::Pattern {
+                    pattern: None,
+                    vm: None,
+                    connect: None,
+                    name: Some(pattern.name.clone()),
+                    exclude: pattern.exclude.clone(),
+                    format: None,
+                    backing_folders: Vec::new(),
+                    skip_check: false,
+                };
+                match &pattern.find {
+                    Find::Images { pattern, reading } => {
+                        written.pattern = Some(pattern.clone());
+                        written.format = reading.format.map(|format| format.to_string());
+                        written.backing_folders.clone_from(&reading.backing_folders);
+                        written.skip_check = reading.skip_check;
+                    }
+                    Find::Domains { pattern, connect } => {
+                        written.vm = Some(pattern.clone());
+                        written.connect.clone_from(connect);
+                    }
+                }
+                written
             })
             .collect(),
     }
+}
+
+fn machine_written(origin: &Origin) -> written::Machine {
+    let mut written = written::Machine {
+        images: Vec::new(),
+        vm: None,
+        qmp: None,
+        connect: None,
+        format: None,
+        backing_folders: Vec::new(),
+        skip_check: false,
+    };
+    match origin {
+        Origin::Images { images, reading } => {
+            written.images.clone_from(images);
+            written.format = reading.format.map(|format| format.to_string());
+            written.backing_folders.clone_from(&reading.backing_folders);
+            written.skip_check = reading.skip_check;
+        }
+        Origin::Domain { domain, connect } => {
+            written.vm = Some(domain.clone());
+            written.connect.clone_from(connect);
+        }
+        Origin::Monitor(socket) => written.qmp = Some(socket.clone()),
+    }
+    written
 }
 
 fn repository_written(repository: &RepositorySettings) -> written::Repository {
@@ -569,6 +678,7 @@ fn policy_written(policy: &Policy) -> written::Policy {
         retry_after: time(policy.retry_after),
         limit: policy.limit_bytes_per_second.map(rate_text),
         congestion: Some(policy.congestion),
+        quiesce: Some(policy.quiesce),
         keep: keep::written(&policy.keep),
         pre: policy.pre.as_ref().map(|hook| written::PreHook {
             command: hook.command.clone(),

@@ -5,6 +5,7 @@
 
 use crate::config::WrittenStore;
 use crate::link::congestion::Congestion;
+use crate::live::Quiesce;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -36,6 +37,9 @@ pub(super) struct Service {
     pub(super) listen: Option<String>,
     pub(super) stop_grace: Option<String>,
     pub(super) time_zone: Option<String>,
+    pub(super) scratch_dir: Option<PathBuf>,
+    pub(super) scratch_max_mib: Option<u64>,
+    pub(super) scratch_reserve_mib: Option<u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
@@ -64,6 +68,7 @@ pub(super) struct Policy {
     pub(super) retry_after: Option<String>,
     pub(super) limit: Option<String>,
     pub(super) congestion: Option<Congestion>,
+    pub(super) quiesce: Option<Quiesce>,
     pub(super) keep: Option<Keep>,
     pub(super) pre: Option<PreHook>,
     pub(super) post: Option<PostHook>,
@@ -128,24 +133,30 @@ pub(super) struct Group {
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Machine {
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) images: Vec<PathBuf>,
+    pub(super) vm: Option<String>,
+    pub(super) qmp: Option<PathBuf>,
+    pub(super) connect: Option<String>,
     pub(super) format: Option<String>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) backing_folders: Vec<PathBuf>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) skip_check: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Pattern {
-    pub(super) pattern: String,
+    pub(super) pattern: Option<String>,
+    pub(super) vm: Option<String>,
+    pub(super) connect: Option<String>,
     pub(super) name: Option<String>,
     #[serde(default)]
     pub(super) exclude: Vec<String>,
     pub(super) format: Option<String>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) backing_folders: Vec<PathBuf>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) skip_check: bool,
 }

@@ -316,6 +316,7 @@ impl Core {
             selected,
             place,
             pacer,
+            scratch: self.settings.service.scratch.clone(),
         };
         let span = tracing::info_span!("run", run, machine = name);
         span.in_scope(|| tracing::info!(why = ?upcoming.why, "a backup begins"));

@@ -122,12 +122,7 @@ fn machine_status(
         group: selected.map_or_else(String::new, |of| of.group.name.clone()),
         policy: selected.map_or_else(String::new, |of| of.policy.name.clone()),
         repository: selected.map_or_else(String::new, |of| of.repository.name.clone()),
-        images: selected.map_or_else(Vec::new, |of| {
-            of.images
-                .iter()
-                .map(|image| image.display().to_string())
-                .collect()
-        }),
+        images: selected.map_or_else(Vec::new, |of| of.origin.describe()),
         standing,
         rpo_promised_seconds: promised.as_ref().map(Duration::as_secs_f64),
         rpo_achieved_seconds: achieved,

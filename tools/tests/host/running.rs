@@ -1,0 +1,65 @@
+//! A machine that runs, protected every second by the service, which is killed in between.
+
+use crate::service::{Service, configure};
+use crate::site::{MIB, Site, program, text, until};
+use serde_json::Value;
+use tidegate_agent::testing::{Guest, GuestDisk};
+
+#[test]
+fn a_running_machine_is_protected_every_second() {
+    let site = Site::with_repository();
+    let image = site.path("system.qcow2");
+    let size = (32 * MIB).to_string();
+    program(
+        "qemu-img",
+        &["create", "-q", "-f", "qcow2", text(&image), &size],
+    );
+    let mut guest = Guest::start(vec![GuestDisk {
+        path: image,
+        format: "qcow2",
+        id: Some("system".to_owned()),
+    }]);
+    guest.run(
+        "(while :; do dd if=/dev/urandom of=/dev/vda bs=4k count=2 conv=fsync,notrunc \
+         seek=$((RANDOM%8000)); sleep 1; done) >/dev/null 2>&1 &",
+    );
+    let monitor = guest.monitor();
+    let machine = format!(
+        "#service scratch_dir = '.'
+         #service scratch_reserve_mib = 1
+         [machine.router]
+         qmp = '{}'",
+        text(&monitor)
+    );
+    configure(&site, "every = '1s'\nrpo = '30s'", &machine);
+    let points = || -> Vec<Value> {
+        let told = site.tidegate(&["points", "--json"]).succeeds().json();
+        told.as_array().cloned().unwrap_or_default()
+    };
+    let at_least = |count: usize| {
+        until("more points", || {
+            let points = points();
+            (points.len() >= count).then_some(points)
+        })
+    };
+
+    let service = Service::start(&site);
+    at_least(4);
+    let told = service.status().to_string();
+    assert!(told.contains("monitor "), "{told}");
+    service.kill();
+    let before = points().len();
+    // What the killed one has left in QEMU, the next one takes away, and goes on where it was.
+    let service = Service::start(&site);
+    let all = at_least(before + 3);
+    service.stop();
+    for (number, point) in all.iter().enumerate() {
+        let disk = &point["disks"][0];
+        assert_eq!(disk["name"], "system");
+        assert_eq!(point["consistency"], "crash");
+        let believed = &disk["tracking"]["believed"];
+        assert_eq!(*believed, Value::Bool(number > 0), "{number}: {point}");
+    }
+    assert!(guest.is_running());
+    site.tidegate(&["verify", "--all"]).succeeds();
+}
