@@ -8,7 +8,7 @@
 //! ```
 //!
 //! A source that knows what was written since the parent point is read only there; what comes of it is
-//! laid over the parent's trees, or, where it is much, written into them ([`way`], [`lay`]).
+//! laid over the parent's trees, or, where it is much, written into them (`way`, `lay`).
 //!
 //! Every stage is bounded and pushes back on the one before it; memory does not grow with the disk.
 //! The point becomes visible by one log record at the very end. Before that record is appended it is
@@ -20,51 +20,46 @@ mod audit;
 mod claims;
 mod doubt;
 mod draft;
+mod fit;
 mod images;
 mod lay;
 mod mend;
+mod open;
 mod publish;
 mod running;
+mod tell;
 mod way;
 mod worker;
 
 pub use audit::caught;
 pub use images::{host_name, name_of, open_images};
-
 pub use running::{Hypervisor, RunningRequest, RunningSummary, back_up_running};
 
 use crate::blocking::blocking;
-use crate::chunk::partition;
 use crate::clock;
 use crate::error::{Error, Kind, Result};
 use crate::pace::Pacer;
 use crate::progress::Progress;
-use crate::repository::point::{PointDisk, as_optional_text};
-use crate::repository::tree::TreeReader;
+use crate::repository::point::as_optional_text;
 use crate::repository::{Point, Repository};
 use crate::retention::{self, Keep};
-use crate::source::{Source, Tracking};
+use crate::source::Source;
 use assemble::{Assembled, Landed, assembler};
-use audit::Audit;
 use claims::Claims;
 use publish::{Published, Publisher};
 use serde::Serialize;
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 use tidegate_protocol::ids::{PackId, PointId, RunId};
-use tidegate_protocol::limits::{
-    DELTA_EXTENTS_MAX, DISK_BYTES_MAX, DISKS_MAX, NAME_BYTES_MAX, PACK_BYTES_MAX,
-};
-use tidegate_protocol::page;
-use tidegate_protocol::record::{self, Body, Consistency, PointCommitted, Role, StoredPageRef};
+use tidegate_protocol::limits::{DELTA_EXTENTS_MAX, PACK_BYTES_MAX};
+use tidegate_protocol::record::{Body, Consistency, Role};
 use tidegate_protocol::segment::Segment;
 use tokio_util::sync::CancellationToken;
-use way::Way;
-use worker::{Disk, Finished, Idle, Made, Parent, Shared, Worker};
+use worker::{Finished, Idle, Made, Shared, Worker};
 
 /// Frames and spans on their way to the assembling thread.
 const MADE_IN_FLIGHT: usize = 16;
@@ -252,7 +247,7 @@ pub async fn backup(
     progress: Arc<Progress>,
     stop: CancellationToken,
 ) -> Result<BackupSummary> {
-    check(&request)?;
+    fit::check(&request)?;
     let run = RunId(clock::random()?);
     let mut published = Published::default();
     let done = passes(repository, &request, run, &progress, &stop, &mut published).await;
@@ -297,7 +292,7 @@ async fn passes(
     let mut passes = 0;
     loop {
         passes += 1;
-        let parent = parent(repository, request)?;
+        let parent = open::parent(repository, request)?;
         let outcome = run(
             repository,
             request,
@@ -331,12 +326,12 @@ async fn passes(
                 Some(_) => Mode::Incremental,
                 None => Mode::Full,
             },
-            reason: reason(request, parent.as_ref(), &outcome),
-            tracking: tracking_of_disks(request, &outcome),
+            reason: tell::reason(request, parent.as_ref(), &outcome),
+            tracking: tell::tracking_of_disks(request, &outcome),
         };
         if !request.dry_run {
             repository.note_suspects("backup").await;
-            let body = point_record(
+            let body = tell::point_record(
                 &moment,
                 request,
                 parent.as_ref(),
@@ -431,7 +426,7 @@ async fn run(
     let claims = Arc::new(Claims::default());
     let landed: Arc<Landed> = Arc::default();
     let halt = stop.child_token();
-    let (disks, tracking) = open_disks(repository, request, parent).await?;
+    let (disks, tracking) = open::open_disks(repository, request, parent).await?;
     let builds_on = tracking.iter().any(|disk| disk.tracked);
     let builds_on = parent.filter(|_| builds_on).map(|point| point.id);
     let shared = Shared {
@@ -580,305 +575,5 @@ impl Finished {
         self.totals.new_bytes += other.totals.new_bytes;
         self.totals.chunks += other.totals.chunks;
         self.referenced.extend(other.referenced);
-    }
-}
-
-/// The disk at the parent point. Where machine and point have one disk each it is that one, whatever
-/// its image is called by now; should it be another disk after all, comparing with it does no harm.
-fn old_disk<'a>(
-    point: &'a Point,
-    request: &BackupRequest,
-    disk: &DiskToBackUp,
-) -> Option<&'a PointDisk> {
-    if disk.role != Role::Disk {
-        let mut files = point.files.iter();
-        let old =
-            files.find(|file| file.role == Some(disk.role) && file.content.name == disk.name)?;
-        return Some(&old.content);
-    }
-    let mut disks = request.disks.iter().filter(|disk| disk.role == Role::Disk);
-    match (point.disks.as_slice(), disks.nth(1)) {
-        ([only], None) => Some(only),
-        (disks, _) => disks.iter().find(|old| old.name == disk.name),
-    }
-}
-
-/// The point that the disks' change maps continue, or else the machine's newest.
-fn parent(repository: &Repository, request: &BackupRequest) -> Result<Option<Point>> {
-    if let Some(continued) = way::continued(&request.disks)
-        && let Some(point) = repository.point(continued)?
-        && point.machine == request.machine
-    {
-        return Ok(Some(point));
-    }
-    repository.newest_point(&request.machine)
-}
-
-async fn open_disks(
-    repository: &Arc<Repository>,
-    request: &BackupRequest,
-    parent: Option<&Point>,
-) -> Result<(Vec<Disk>, Vec<DiskTracking>)> {
-    let unsound = match parent {
-        Some(point) if way::continued(&request.disks) == Some(point.id) => {
-            way::unsound(repository, point).await?
-        }
-        _ => None,
-    };
-    let mut disks = Vec::with_capacity(request.disks.len());
-    let mut tracking = Vec::with_capacity(request.disks.len());
-    for disk in &request.disks {
-        let source = Arc::clone(&disk.source);
-        let size_bytes = source.size_bytes();
-        let (source, regions) = blocking(move || {
-            let mut reader = source.reader()?;
-            let regions = partition::regions(size_bytes, &mut |offset, buffer| {
-                reader.read_at(offset, buffer)
-            })?;
-            drop(reader);
-            Ok((source, regions))
-        })
-        .await?;
-        let old = parent.and_then(|point| old_disk(point, request, disk));
-        let old = old.map(|old| {
-            let parent = Parent {
-                tree: TreeReader::new(repository, old),
-                size_bytes: old.size_bytes,
-                damaged: AtomicBool::new(false),
-            };
-            (old, parent)
-        });
-        let of_its_name = old.as_ref().filter(|(old, _)| old.name == disk.name);
-        let chosen = way::choose(
-            &source,
-            parent,
-            of_its_name.map(|(old, parent)| (*old, parent)),
-            unsound.as_deref(),
-            request.settings.laid_extents_max.min(LAID_EXTENTS_MAX),
-        )
-        .await?;
-        let mut chosen = chosen;
-        let old = old.map(|(_, parent)| Arc::new(parent));
-        let audit = match (&chosen.way, &old) {
-            (Way::Lay(_) | Way::Rewrite, Some(parent)) => {
-                let audit = audited(repository, &source, parent, request.settings.audit_ppm).await;
-                match audit {
-                    Ok(audit) if audit.false_chunks == 0 => audit,
-                    Ok(audit) => {
-                        chosen = way::Chosen::compare(audit::reason(&audit));
-                        audit
-                    }
-                    Err(error) => {
-                        chosen = way::Chosen::compare(audit::failed(&error));
-                        Audit::default()
-                    }
-                }
-            }
-            _ => Audit::default(),
-        };
-        tracking.push(DiskTracking {
-            disk: disk.name.clone(),
-            tracked: !matches!(chosen.way, Way::Compare),
-            reason: chosen.reason,
-            audited_blocks: audit.blocks,
-            false_chunks: audit.false_chunks,
-        });
-        disks.push(Disk {
-            source,
-            size_bytes,
-            regions,
-            parent: old,
-            way: chosen.way,
-        });
-    }
-    Ok((disks, tracking))
-}
-
-async fn audited(
-    repository: &Arc<Repository>,
-    source: &Arc<dyn Source>,
-    parent: &Arc<Parent>,
-    share_ppm: u32,
-) -> Result<Audit> {
-    let (repository, source, parent) = (
-        Arc::clone(repository),
-        Arc::clone(source),
-        Arc::clone(parent),
-    );
-    let runtime = tokio::runtime::Handle::current();
-    blocking(move || audit::audit(&repository, &runtime, source.as_ref(), &parent, share_ppm)).await
-}
-
-fn check(request: &BackupRequest) -> Result<()> {
-    let bad = |what: String| Err(Error::new(Kind::Config, what));
-    if request.disks.is_empty() {
-        return bad(format!("machine {:?} has no disks", request.machine));
-    }
-    let name_is_fit = |name: &str| {
-        !name.is_empty()
-            && name.len() <= NAME_BYTES_MAX
-            && !name.contains(['@', '/'])
-            && !name.contains(char::is_control)
-    };
-    if !name_is_fit(&request.machine) {
-        return bad(format!(
-            "{:?} is no name for a machine: 1 to 255 bytes without '@', '/' and control characters",
-            request.machine
-        ));
-    }
-    let text_is_fit = |text: &str| text.len() <= NAME_BYTES_MAX && !text.contains(char::is_control);
-    if !text_is_fit(&request.host) {
-        return bad(format!(
-            "{:?} is no name for a host: at most {NAME_BYTES_MAX} bytes without control characters",
-            request.host
-        ));
-    }
-    if request.disks.len() > DISKS_MAX {
-        return bad(format!(
-            "machine {:?} has {} disks, at most {DISKS_MAX} are possible",
-            request.machine,
-            request.disks.len()
-        ));
-    }
-    let mut names = HashSet::new();
-    for disk in &request.disks {
-        if !text_is_fit(&disk.format) {
-            return bad(format!("{:?} is no name for a format", disk.format));
-        }
-        if !name_is_fit(&disk.name) || !names.insert(&disk.name) {
-            return bad(format!(
-                "{:?} is no name for a disk of {}: it must be unique, without '@', '/' and control characters",
-                disk.name, request.machine
-            ));
-        }
-        if page::tree_levels(disk.source.size_bytes()).is_none() {
-            return bad(format!(
-                "{} has {} bytes: a disk can have at most {DISK_BYTES_MAX}",
-                disk.source.describe(),
-                disk.source.size_bytes()
-            ));
-        }
-    }
-    if request.settings.pack_bytes > PACK_BYTES_FULL_MAX {
-        return bad(format!(
-            "packs of {} bytes are too large: at most {PACK_BYTES_FULL_MAX}",
-            request.settings.pack_bytes
-        ));
-    }
-    Ok(())
-}
-
-fn reason(request: &BackupRequest, parent: Option<&Point>, outcome: &Outcome) -> String {
-    let Some(point) = parent else {
-        return "first recovery point of this machine".to_owned();
-    };
-    if outcome.parent_damaged {
-        return format!(
-            "the tree of point {} is damaged: compared with all that the repository has",
-            point.id.short()
-        );
-    }
-    let is_new =
-        |disk: &&DiskToBackUp| disk.role == Role::Disk && old_disk(point, request, disk).is_none();
-    let new: Vec<_> = request.disks.iter().filter(is_new).collect();
-    let names: Vec<_> = new.iter().map(|disk| disk.name.as_str()).collect();
-    let mut reason = match tracking_of_disks(request, outcome).as_slice() {
-        all if all.iter().all(|disk| disk.tracked) => {
-            format!("changes tracked since point {}", point.id.short())
-        }
-        [only] => compared(&only.reason, point),
-        all => {
-            let why = all.iter().filter(|disk| !disk.tracked);
-            let mut why: Vec<_> = why
-                .map(|disk| (disk.reason.as_str(), disk.disk.as_str()))
-                .collect();
-            why.sort_unstable();
-            match (why.first(), why.last()) {
-                (Some((first, _)), Some((last, _))) if first == last && why.len() == all.len() => {
-                    compared(first, point)
-                }
-                _ => {
-                    let each: Vec<_> = why
-                        .iter()
-                        .map(|(why, disk)| format!("{disk}: {why}"))
-                        .collect();
-                    compared(&each.join("; "), point)
-                }
-            }
-        }
-    };
-    if !names.is_empty() {
-        reason.push_str(&format!(", which has no disk {}", names.join(", ")));
-    }
-    reason
-}
-
-/// Of disks, not of what else the machine needs.
-fn tracking_of_disks(request: &BackupRequest, outcome: &Outcome) -> Vec<DiskTracking> {
-    let all = request.disks.iter().zip(&outcome.tracking);
-    all.filter(|(disk, _)| disk.role == Role::Disk)
-        .map(|(_, tracking)| tracking.clone())
-        .collect()
-}
-
-fn compared(why: &str, point: &Point) -> String {
-    format!(
-        "{why}: all data was read and compared with point {}",
-        point.id.short()
-    )
-}
-
-fn point_record(
-    moment: &Moment,
-    request: &BackupRequest,
-    parent: Option<&Point>,
-    outcome: &Outcome,
-    published: &Published,
-    summary: &BackupSummary,
-) -> PointCommitted {
-    PointCommitted {
-        point: moment.point.0.to_vec(),
-        machine: request.machine.clone(),
-        disks: request
-            .disks
-            .iter()
-            .zip(&outcome.assembled.roots)
-            .zip(&outcome.assembled.deltas)
-            .zip(&outcome.tracking)
-            .map(|(((disk, root), deltas), tracking)| record::Disk {
-                name: disk.name.clone(),
-                deltas: deltas.iter().map(StoredPageRef::encode).collect(),
-                size_bytes: disk.source.size_bytes(),
-                root: root.as_ref().map(StoredPageRef::encode),
-                source_format: disk.format.clone(),
-                role: disk.role.tag(),
-                tracking: (disk.source.tracking() != Tracking::Untracked).then(|| {
-                    record::Tracking {
-                        believed: tracking.tracked,
-                        reason: tracking.reason.clone(),
-                        audited_blocks: tracking.audited_blocks,
-                        false_chunks: tracking.false_chunks,
-                    }
-                }),
-            })
-            .collect(),
-        parent: parent.map_or_else(Vec::new, |point| point.id.0.to_vec()),
-        consistency: moment.consistency.tag(),
-        taken_unix_ns: moment.taken_unix_ns,
-        finished_unix_ns: clock::now_unix_ns(),
-        segments: published.segment_ids(),
-        tree_packs: published.tree_packs.clone(),
-        run: outcome.run.0.to_vec(),
-        host: request.host.clone(),
-        totals: Some(record::Totals {
-            virtual_bytes: summary.virtual_bytes,
-            allocated_bytes: summary.allocated_bytes,
-            read_bytes: summary.read_bytes,
-            new_bytes: summary.new_bytes,
-            stored_bytes: summary.stored_bytes,
-            chunks: summary.chunks,
-        }),
-        // Said at the commit.
-        keep_until_unix_ns: 0,
     }
 }
