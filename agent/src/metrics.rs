@@ -73,6 +73,14 @@ metrics! {
         "Bytes read from disks by runs that ended, by repository";
     HOST_STORED_BYTES: Counter Bytes "tidegate_host_stored_bytes_total",
         "Bytes uploaded by runs that ended, by repository";
+    HOST_REQUESTS: Counter Count "tidegate_host_store_requests_total",
+        "Requests to the store by runs that made a point, by repository";
+    HOST_UNTRACKED: Counter Count "tidegate_host_untracked_disks_total",
+        "Disks that were read whole though their changes were to be tracked, first backups left out, by machine";
+    HOST_AUDITED_BLOCKS: Counter Count "tidegate_host_audited_blocks_total",
+        "Blocks of 4 KiB that a tracker called unchanged and that were compared all the same, by machine";
+    HOST_FALSE_CHUNKS: Counter Count "tidegate_host_false_chunks_total",
+        "Chunks among them that had changed: a tracker is wrong, by machine";
     HOST_RUNNING: Gauge Count "tidegate_host_running",
         "Runs under way";
     HOST_WAITING: Gauge Count "tidegate_host_waiting",

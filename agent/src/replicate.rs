@@ -218,6 +218,8 @@ pub struct BackupSummary {
 pub struct DiskTracking {
     /// The disk.
     pub disk: String,
+    /// True where its source knows of changes, or should.
+    pub trackable: bool,
     /// True where only what its source named was read.
     pub tracked: bool,
     /// For people: by what, or why not.

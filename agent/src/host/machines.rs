@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tokio::runtime::Handle;
 
 /// A machine and all that is to be done with it.
@@ -38,33 +39,43 @@ pub struct Selection {
     pub unprotected: Vec<String>,
     /// What looks like an oversight, for people.
     pub remarks: Vec<String>,
+    /// Somebody who knows machines did not answer: what was not found may be there all the same.
+    pub is_partial: bool,
 }
+
+/// How long libvirt may take for one look.
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// The domains of each libvirt that was asked, when it answered last.
 #[derive(Debug, Default)]
 pub struct Domains(Mutex<HashMap<Option<String>, Vec<DomainName>>>);
 
 impl Domains {
-    /// The domains there are, and what is to be remarked. Blocks.
-    fn list(&self, connect: Option<&str>) -> (Vec<DomainName>, Option<String>) {
-        let connect = connect.map(str::to_owned);
+    /// The domains there are; those of before, and why, where libvirt does not answer. Blocks.
+    fn list(&self, connect: &Option<String>) -> (Vec<DomainName>, Option<Error>) {
+        let libvirt = Libvirt::new(connect.clone());
         let asked = match Handle::try_current() {
-            Ok(runtime) => runtime.block_on(Libvirt::new(connect.clone()).domains()),
+            Ok(runtime) => runtime.block_on(async {
+                let answer = tokio::time::timeout(ANSWER_TIME_MAX, libvirt.domains());
+                answer.await.unwrap_or_else(|_| {
+                    Err(Error::new(
+                        Kind::Unavailable,
+                        format!(
+                            "libvirt did not answer within {} s",
+                            ANSWER_TIME_MAX.as_secs()
+                        ),
+                    ))
+                })
+            }),
             Err(error) => Err(Error::new(Kind::Bug, "no runtime to ask libvirt").caused_by(error)),
         };
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match asked {
             Ok(domains) => {
-                known.insert(connect, domains.clone());
+                known.insert(connect.clone(), domains.clone());
                 (domains, None)
             }
-            Err(error) => (
-                known.get(&connect).cloned().unwrap_or_default(),
-                Some(format!(
-                    "libvirt's machines are those of before: {}",
-                    error.chain()
-                )),
-            ),
+            Err(error) => (known.get(connect).cloned().unwrap_or_default(), Some(error)),
         }
     }
 }
@@ -77,6 +88,8 @@ pub fn select(settings: &Settings, domains: &Domains) -> Selection {
     for origin in settings.machines.values() {
         claimed.claim(origin);
     }
+    // Each libvirt is asked once in a look.
+    let mut answers: HashMap<&Option<String>, Vec<DomainName>> = HashMap::new();
     for pattern in &settings.patterns {
         let here = match &pattern.find {
             Find::Images {
@@ -93,9 +106,25 @@ pub fn select(settings: &Settings, domains: &Domains) -> Selection {
                 pattern: names,
                 connect,
             } => {
-                let (all, remark) = domains.list(connect.as_deref());
-                selection.remarks.extend(remark);
-                domains_by(names, connect, pattern, all, &mut claimed)
+                let all = answers.entry(connect).or_insert_with(|| {
+                    let (all, failure) = domains.list(connect);
+                    if let Some(error) = failure {
+                        selection.is_partial = true;
+                        selection.remarks.push(format!(
+                            "libvirt's machines are those of before: {}",
+                            error.chain()
+                        ));
+                    }
+                    all
+                });
+                domains_by(
+                    names,
+                    connect,
+                    pattern,
+                    all,
+                    &mut claimed,
+                    &mut selection.remarks,
+                )
             }
         };
         for (name, origin) in here {
@@ -185,8 +214,9 @@ fn domains_by(
     names: &str,
     connect: &Option<String>,
     pattern: &Pattern,
-    all: Vec<DomainName>,
+    all: &[DomainName],
     claimed: &mut Claimed,
+    remarks: &mut Vec<String>,
 ) -> BTreeMap<String, Origin> {
     let mut here = BTreeMap::new();
     for domain in all {
@@ -203,13 +233,22 @@ fn domains_by(
         {
             continue;
         }
-        if let Some(name) = name::fit(&pattern.name.replace("{name}", &domain.name)) {
-            let origin = Origin::Domain {
-                domain: domain.uuid,
-                connect: connect.clone(),
-            };
-            here.insert(name, origin);
+        let Some(name) = name::fit(&pattern.name.replace("{name}", &domain.name)) else {
+            remarks.push(format!("no name can be made from domain {:?}", domain.name));
+            continue;
+        };
+        if here.contains_key(&name) {
+            remarks.push(format!(
+                "domain {:?} would be machine {name} too, which is another one: it is left out",
+                domain.name
+            ));
+            continue;
         }
+        let origin = Origin::Domain {
+            domain: domain.uuid.clone(),
+            connect: connect.clone(),
+        };
+        here.insert(name, origin);
     }
     here
 }
@@ -341,14 +380,26 @@ mod tests {
         let Find::Domains { pattern, connect } = &settings.patterns[0].find else {
             panic!("{:?}", settings.patterns);
         };
-        let all = ["db01", "web01", "web01-scratch"].map(domain).to_vec();
+        let all = ["db01", "web 01", "web_01", "web01", "web01-scratch"].map(domain);
         let mut claimed = Claimed::default();
         settings
             .machines
             .values()
             .for_each(|origin| claimed.claim(origin));
-        let found = domains_by(pattern, connect, &settings.patterns[0], all, &mut claimed);
-        assert_eq!(found.keys().collect::<Vec<_>>(), ["vm-web01"]);
+        let mut remarks = Vec::new();
+        let found = domains_by(
+            pattern,
+            connect,
+            &settings.patterns[0],
+            &all,
+            &mut claimed,
+            &mut remarks,
+        );
+        let names: Vec<&str> = found.keys().map(String::as_str).collect();
+        assert_eq!(names, ["vm-web01", "vm-web_01"]);
+        // Two domains are never one machine, and none goes without a word.
+        assert_eq!(remarks.len(), 1, "{remarks:?}");
+        assert!(remarks[0].contains("\"web_01\""), "{remarks:?}");
         assert_eq!(
             found["vm-web01"],
             Origin::Domain {
@@ -361,6 +412,7 @@ mod tests {
         let names: Vec<&str> = selection.machines.keys().map(String::as_str).collect();
         assert_eq!(names, ["db", "router"]);
         assert_eq!(selection.remarks.len(), 1, "{:?}", selection.remarks);
+        assert!(selection.is_partial);
         let written = Settings::parse(&settings.effective().unwrap(), Path::new("/")).unwrap();
         assert_eq!(written.machines, settings.machines);
         assert_eq!(written.patterns, settings.patterns);

@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::repository::point::PointDisk;
 use crate::repository::tree::TreeReader;
 use crate::repository::{Point, Repository};
-use crate::source::Source;
+use crate::source::{Source, Tracking};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use tidegate_protocol::record::Role;
@@ -110,6 +110,7 @@ pub(super) async fn open_disks(
         };
         tracking.push(DiskTracking {
             disk: disk.name.clone(),
+            trackable: source.tracking() != Tracking::Untracked,
             tracked: !matches!(chosen.way, Way::Compare),
             reason: chosen.reason,
             audited_blocks: audit.blocks,

@@ -5,7 +5,6 @@ use super::publish::Published;
 use super::{BackupRequest, BackupSummary, DiskToBackUp, DiskTracking, Moment, Outcome};
 use crate::clock;
 use crate::repository::Point;
-use crate::source::Tracking;
 use tidegate_protocol::record::{self, PointCommitted, Role, StoredPageRef};
 
 pub(super) fn reason(request: &BackupRequest, parent: Option<&Point>, outcome: &Outcome) -> String {
@@ -84,13 +83,11 @@ pub(super) fn point_record(
                 root: root.as_ref().map(StoredPageRef::encode),
                 source_format: disk.format.clone(),
                 role: disk.role.tag(),
-                tracking: (disk.source.tracking() != Tracking::Untracked).then(|| {
-                    record::Tracking {
-                        believed: tracking.tracked,
-                        reason: tracking.reason.clone(),
-                        audited_blocks: tracking.audited_blocks,
-                        false_chunks: tracking.false_chunks,
-                    }
+                tracking: tracking.trackable.then(|| record::Tracking {
+                    believed: tracking.tracked,
+                    reason: tracking.reason.clone(),
+                    audited_blocks: tracking.audited_blocks,
+                    false_chunks: tracking.false_chunks,
                 }),
             })
             .collect(),

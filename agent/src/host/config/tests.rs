@@ -254,6 +254,16 @@ fn a_fault_names_its_key_what_was_found_and_what_was_expected() {
         ),
         (
             "images = ['web01.raw']",
+            "vm = 'web01'\nskip_check = true",
+            ["machine.web01.skip_check", "beside images", "without"],
+        ),
+        (
+            "images = ['web01.raw']",
+            "qmp = 'a'\n[machine.web02]\nqmp = '/etc/tidegate/a'",
+            ["machine.web02.qmp", "machine.web01", "the same"],
+        ),
+        (
+            "images = ['web01.raw']",
             "vm = ' '",
             ["machine.web01.vm", "a name", "nothing"],
         ),

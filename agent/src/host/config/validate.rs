@@ -16,7 +16,7 @@ use crate::config::{
 use crate::error::{Error, Kind, Result};
 use crate::host::glob;
 use crate::link::DEFAULT_IDENTITY;
-use crate::live::ScratchSettings;
+use crate::live::{Quiesce, ScratchSettings};
 use crate::name;
 use croner::Cron;
 use croner::parser::{CronParser, Seconds, Year};
@@ -82,6 +82,7 @@ pub(super) fn settings(written: &Written, folder: &Path) -> Result<Settings> {
             .collect::<Result<_>>()?,
     };
     groups_refer(&settings)?;
+    machines_are_one_each(&settings)?;
     Ok(settings)
 }
 
@@ -372,6 +373,14 @@ fn machine(key: &str, written: &written::Machine, folder: &Path) -> Result<Origi
             "expected only beside vm, found without",
         ));
     }
+    if written.vm.is_some() || written.qmp.is_some() {
+        only_of_images(
+            key,
+            &written.format,
+            &written.backing_folders,
+            written.skip_check,
+        )?;
+    }
     match (written.images.as_slice(), &written.vm, &written.qmp) {
         ([], None, None) => Err(at(
             &format!("{key}.images"),
@@ -406,6 +415,19 @@ fn pattern(key: &str, written: &written::Pattern, folder: &Path) -> Result<Patte
         glob::check_path(&pattern).map_err(|fault| at(&format!("{key}.{field}"), fault))?;
         Ok(pattern)
     };
+    if written.vm.is_some() {
+        only_of_images(
+            key,
+            &written.format,
+            &written.backing_folders,
+            written.skip_check,
+        )?;
+    } else if written.connect.is_some() {
+        return Err(at(
+            &format!("{key}.connect"),
+            "expected only beside vm, found without",
+        ));
+    }
     let (parts, default, find, exclude) = match (&written.pattern, &written.vm) {
         (Some(pattern), None) => {
             let reading = reading(
@@ -476,6 +498,64 @@ fn reading(
             .collect(),
         skip_check,
     })
+}
+
+/// A machine that runs has one name here, and a policy that it can follow.
+fn machines_are_one_each(settings: &Settings) -> Result<()> {
+    let mut names: BTreeMap<String, &str> = BTreeMap::new();
+    for (name, origin) in &settings.machines {
+        let (key, what) = match origin {
+            Origin::Images { .. } => continue,
+            Origin::Domain { domain, connect } => {
+                let connect = connect.as_deref().unwrap_or_default();
+                ("vm", format!("{domain} {connect}"))
+            }
+            Origin::Monitor(socket) => ("qmp", socket.display().to_string()),
+        };
+        let key = format!("machine.{name}.{key}");
+        if let Some(other) = names.insert(what, name) {
+            return Err(at(
+                &key,
+                format!("expected another one than machine.{other} has, found the same"),
+            ));
+        }
+        let policy = settings
+            .group_of(name)
+            .and_then(|group| settings.policies.get(&group.policy));
+        if let (Origin::Monitor(_), Some(policy)) = (origin, policy)
+            && policy.quiesce == Quiesce::Require
+        {
+            return Err(at(
+                &key,
+                format!(
+                    "expected a policy without quiesce = \"require\", found policy.{}: only libvirt can ask a guest",
+                    policy.name
+                ),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Keys that speak of images, where there are none.
+fn only_of_images(
+    key: &str,
+    format: &Option<String>,
+    backing_folders: &[PathBuf],
+    skip_check: bool,
+) -> Result<()> {
+    let named = [
+        ("format", format.is_some()),
+        ("backing_folders", !backing_folders.is_empty()),
+        ("skip_check", skip_check),
+    ];
+    match named.iter().find(|(_, is_named)| *is_named) {
+        None => Ok(()),
+        Some((field, _)) => Err(at(
+            &format!("{key}.{field}"),
+            "expected only beside images, found without",
+        )),
+    }
 }
 
 fn groups_refer(settings: &Settings) -> Result<()> {

@@ -15,7 +15,7 @@ use crate::link::congestion::Congestion;
 use crate::metrics;
 use crate::pace::Pacer;
 use crate::progress::Progress;
-use crate::replicate;
+use crate::replicate::{self, BackupSummary, DiskTracking, Mode};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -128,6 +128,7 @@ impl Core {
             mut machines,
             unprotected,
             remarks,
+            is_partial,
         } = selection;
         for (name, known) in &mut self.known {
             let was = known.selected.is_some();
@@ -135,15 +136,17 @@ impl Core {
             let gone = known.remembered.gone_unix_ns;
             match (&known.selected, gone) {
                 (Some(_), Some(_)) => {
-                    tracing::info!(machine = name, "the images of the machine are there again");
+                    tracing::info!(machine = name, "the machine is there again");
                     known.remembered.gone_unix_ns = None;
                     self.state.save_machine(row_of(name, &known.remembered));
                 }
+                // It may be there, and nobody can say.
+                (None, None) if is_partial => {}
                 // Only what a pattern takes can go by itself.
                 (None, None) if self.settings.group_of(name).is_some() => {
                     tracing::warn!(
                         machine = name,
-                        "the images of the machine are gone: no pattern finds them any more"
+                        "the machine is gone: no pattern finds it any more"
                     );
                     known.remembered.gone_unix_ns = Some(now);
                     self.state.save_machine(row_of(name, &known.remembered));
@@ -405,6 +408,10 @@ impl Core {
         let repository = [("repository", row.repository.as_str())];
         metrics::count(metrics::HOST_READ_BYTES, &repository, row.read_bytes);
         metrics::count(metrics::HOST_STORED_BYTES, &repository, row.stored_bytes);
+        if let Some(summary) = &report.summary {
+            metrics::count(metrics::HOST_REQUESTS, &repository, summary.requests);
+            count_tracking(machine, summary);
+        }
         known.remembered.add(row.clone());
         known.remembered.history.took = match outcome {
             // By a clock that nobody sets.
@@ -603,4 +610,22 @@ fn row_of(name: &str, remembered: &Remembered) -> MachineRow {
 
 fn timestamp(unix_ns: u64) -> Option<Timestamp> {
     Timestamp::from_nanosecond(unix_ns.into()).ok()
+}
+
+/// What the run came to know of those who track changes.
+fn count_tracking(machine: &str, summary: &BackupSummary) {
+    let machine = [("machine", machine)];
+    let sum = |of: fn(&DiskTracking) -> u64| summary.tracking.iter().map(of).sum::<u64>();
+    let audited = sum(|disk| disk.audited_blocks);
+    metrics::count(metrics::HOST_AUDITED_BLOCKS, &machine, audited);
+    metrics::count(
+        metrics::HOST_FALSE_CHUNKS,
+        &machine,
+        sum(|disk| disk.false_chunks),
+    );
+    // A first backup had nothing to go on from.
+    if summary.mode == Mode::Incremental {
+        let lost = sum(|disk| u64::from(disk.trackable && !disk.tracked));
+        metrics::count(metrics::HOST_UNTRACKED, &machine, lost);
+    }
 }
