@@ -26,7 +26,9 @@ mod nodes;
 pub mod qmp;
 mod scratch;
 mod source;
+mod together;
 
 pub use freeze::{FreezeSettings, Frozen, FrozenDisk, Quiesce};
 pub use machine::{Disk, LeftOut, Machine};
 pub use scratch::{SCRATCH_BYTES_MIN, ScratchSettings};
+pub use together::{Seat, Together, seats};

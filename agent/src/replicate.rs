@@ -38,6 +38,7 @@ pub use running::{Hypervisor, RunningRequest, RunningSummary, back_up_running};
 use crate::blocking::blocking;
 use crate::clock;
 use crate::error::{Error, Kind, Result};
+use crate::live::Together;
 use crate::pace::Pacer;
 use crate::progress::Progress;
 use crate::repository::point::as_optional_text;
@@ -96,7 +97,7 @@ pub struct BackupRequest {
 }
 
 /// What is known of the moment that a machine's disks show, before they are read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Moment {
     /// The recovery point that it will be: whoever tracks changes names them by it beforehand.
     pub point: PointId,
@@ -104,6 +105,8 @@ pub struct Moment {
     pub taken_unix_ns: u64,
     /// What the disks are worth to the software on them.
     pub consistency: Consistency,
+    /// The moment of a group that it is part of.
+    pub together: Option<Together>,
 }
 
 impl Moment {
@@ -113,6 +116,7 @@ impl Moment {
             point: PointId(clock::random()?),
             taken_unix_ns: clock::now_unix_ns(),
             consistency: Consistency::Offline,
+            together: None,
         })
     }
 }
@@ -270,8 +274,8 @@ async fn passes(
 ) -> Result<BackupSummary> {
     let started = std::time::Instant::now();
     let requests_before = repository.store().requests().total();
-    let moment = match request.moment {
-        Some(moment) => moment,
+    let moment = match &request.moment {
+        Some(moment) => moment.clone(),
         None => Moment::now()?,
     };
     let virtual_bytes: u64 = request

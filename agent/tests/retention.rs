@@ -18,7 +18,7 @@ use tidegate_agent::replicate::Moment;
 use tidegate_agent::repository::{ExpireScope, Repository, Selector};
 use tidegate_agent::retention::{ByPeriod, Keep, Period, Why};
 use tidegate_agent::source::Source;
-use tidegate_agent::store::fault::{Fault, Operation};
+use tidegate_agent::store::fault::{Call, Fault, Operation};
 use tidegate_agent::{Kind, clock};
 use tidegate_protocol::ids::PointId;
 use tidegate_protocol::record::{Body, Consistency, HoldLifted, HoldSet, PacksFoundBad};
@@ -56,6 +56,7 @@ async fn point(
         point,
         taken_unix_ns: clock::now_unix_ns() - age * DAY,
         consistency: Consistency::Crash,
+        together: None,
     });
     request.keep = keep;
     try_back_up(repository, request).await.unwrap();
@@ -216,6 +217,7 @@ async fn a_commit_counts_what_stands_before_it_in_the_log() {
     let cache = tempfile::tempdir().unwrap();
     let there = lab.open_as(&lab.keys.host, cache.path()).await;
     // The first try at a record waits; another host's lands before it.
+    lab.calls.clear_calls();
     let mut waits = true;
     lab.calls.script(move |call| {
         let is_record = call.operation == Operation::Put && call.key.contains("log/");
@@ -225,12 +227,8 @@ async fn a_commit_counts_what_stands_before_it_in_the_log() {
         let there = Arc::clone(&there);
         async move { point(&there, "web", 1, 0, keep()).await }
     });
-    while !lab
-        .calls
-        .calls()
-        .iter()
-        .any(|call| call.key.contains("log/0") && call.operation == Operation::Put)
-    {
+    let is_record = |call: &Call| call.operation == Operation::Put && call.key.contains("log/");
+    while !lab.calls.calls().iter().any(is_record) {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     // Taken earlier, in the same year but for the first minute of one.
@@ -240,6 +238,7 @@ async fn a_commit_counts_what_stands_before_it_in_the_log() {
         point: PointId([2; 16]),
         taken_unix_ns: slow_taken - 60_000_000_000,
         consistency: Consistency::Crash,
+        together: None,
     });
     request.keep = keep();
     try_back_up(&here, request).await.unwrap();

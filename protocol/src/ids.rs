@@ -95,6 +95,10 @@ id!(
     RunId, 16
 );
 id!(
+    /// A moment at which several machines were frozen together, drawn at random.
+    MomentId, 16
+);
+id!(
     /// One enrolment of a host with a fleet of gateways, drawn at random when the host is invited.
     EnrolmentId, 16
 );

@@ -25,8 +25,8 @@ mod body;
 pub use body::{
     ChunksRelocated, Consistency, Disk, Evidence, HoldLifted, HoldSet, IndexMerged, KeyChanged,
     PackSize, PacksCondemned, PacksFoundBad, PacksSwept, PointCommitted, PointExpired, Role,
-    RunAnnounced, StoredPageRef, Totals, Tracking, VolumeOpened, pack_ids, point_id, point_ids,
-    run_id, segment_ids,
+    RunAnnounced, StoredPageRef, Together, Totals, Tracking, VolumeOpened, pack_ids, point_id,
+    point_ids, run_id, segment_ids,
 };
 
 use crate::aead::SealKey;
@@ -104,6 +104,7 @@ macro_rules! kinds {
 
         /// A record's content, by kind.
         #[derive(Debug, Clone, PartialEq)]
+        #[allow(clippy::large_enum_variant, reason = "most are points, and few live at once")]
         pub enum Body {
             $($(#[$doc])* $name($name),)+
         }

@@ -12,6 +12,8 @@
 mod clock;
 #[path = "host/faults.rs"]
 mod faults;
+#[path = "host/group.rs"]
+mod group;
 #[path = "host/retention.rs"]
 mod retention;
 #[path = "host/running.rs"]

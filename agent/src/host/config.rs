@@ -182,6 +182,9 @@ pub struct Group {
     pub policy: String,
     /// Its repository's name.
     pub repository: String,
+    /// Its running machines are frozen together: how far apart their moments may be. None: each by
+    /// itself.
+    pub together_within: Option<Duration>,
 }
 
 /// Where a machine is found.

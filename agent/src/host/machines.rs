@@ -30,6 +30,14 @@ pub struct Selected {
     pub repository: Arc<RepositorySettings>,
 }
 
+impl Selected {
+    /// The group that it is frozen together with. Disks that nothing writes to need no freezing.
+    pub fn together(&self) -> Option<&str> {
+        let is_live = !matches!(self.origin, Origin::Images { .. });
+        (self.group.together_within.is_some() && is_live).then_some(self.group.name.as_str())
+    }
+}
+
 /// The machines that there are.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Selection {

@@ -11,12 +11,15 @@
 //!   machine is due once, now; that run then stands in the history with the new time.
 //! - **Nobody starves**: of those that are due, who has waited longest by the measure of its own
 //!   promise goes first. Failures pause for longer each time, so that they do not use up the room.
+//! - **Machines of a group that is frozen together start at once or not at all.** One that still runs
+//!   is waited for, once and for two periods of the policy; where a group is larger than the room it takes it
+//!   all; and while the next one in turn has no room, nobody behind it starts.
 
 use super::config::{Policy, Rhythm};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
-use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// The longest pause after a failure.
@@ -24,6 +27,9 @@ const RETRY_PAUSE_MAX: Duration = Duration::from_secs(3600);
 
 /// How far ahead of the clock a history may be: clocks are corrected by seconds all the time.
 const CLOCK_SLACK: Duration = Duration::from_secs(60);
+
+/// How long a group waits for one of its machines that still runs.
+const GROUP_WAITS_PERIODS: u64 = 2;
 
 /// The measure of promises where a schedule has no next moment.
 const DAY: Duration = Duration::from_secs(86_400);
@@ -52,8 +58,8 @@ pub struct History {
 pub enum Standing {
     /// Nothing.
     Idle,
-    /// It is being backed up.
-    Running,
+    /// It is being backed up, since this moment.
+    Running(u64),
     /// The operator asked for a run, at this moment.
     Requested(u64),
 }
@@ -69,6 +75,8 @@ pub struct Machine<'a> {
     pub history: &'a History,
     /// What it is doing.
     pub standing: Standing,
+    /// The group that it is frozen together with.
+    pub together: Option<&'a str>,
 }
 
 /// Why a run is due when it is.
@@ -89,6 +97,8 @@ pub enum Why {
     Clock,
     /// The operator asked for it.
     Requested,
+    /// Another machine of its group is due, and they are frozen together.
+    Together,
 }
 
 /// A run to come.
@@ -100,6 +110,9 @@ pub struct Upcoming {
     pub due_unix_ns: u64,
     /// Why then.
     pub why: Why,
+    /// The group that it starts with, and is frozen together with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub together: Option<String>,
 }
 
 /// What to do now, and when to ask again.
@@ -129,45 +142,145 @@ pub fn plan(
 ) -> Plan {
     let running = machines
         .iter()
-        .filter(|machine| machine.standing == Standing::Running)
+        .filter(|machine| matches!(machine.standing, Standing::Running(_)))
         .count();
-    let room = concurrency.saturating_sub(running);
-    let mut due = Vec::new();
+    let mut room = concurrency.saturating_sub(running);
     let mut plan = Plan::default();
+    let mut units: Vec<Unit> = Vec::new();
+    let mut groups: BTreeMap<&str, Vec<&Machine<'_>>> = BTreeMap::new();
     for machine in machines {
-        if machine.standing == Standing::Running {
-            continue;
-        }
-        // Schedules exist that never come again.
-        let Some((due_unix_ns, why)) = next(machine, now_unix_ns, zone) else {
-            continue;
-        };
-        let upcoming = Upcoming {
-            machine: machine.name.to_owned(),
-            due_unix_ns,
-            why,
-        };
-        match due_unix_ns <= now_unix_ns {
-            true => due.push((urgency(machine, now_unix_ns, zone), upcoming)),
-            false => plan.later.push(upcoming),
+        if let Some(group) = machine.together {
+            groups.entry(group).or_default().push(machine);
+        } else if let Some(upcoming) = upcoming(machine, now_unix_ns, zone) {
+            match upcoming.due_unix_ns <= now_unix_ns {
+                true => units.push(Unit::of(
+                    urgency(machine, now_unix_ns, zone),
+                    vec![upcoming],
+                )),
+                false => plan.later.push(upcoming),
+            }
         }
     }
-    due.sort_by(|(a, x), (b, y)| {
-        let asked = |of: &Upcoming| match of.why {
-            Why::Requested => Reverse(u64::MAX - of.due_unix_ns),
-            _ => Reverse(0),
-        };
-        asked(x)
-            .cmp(&asked(y))
-            .then(b.total_cmp(a))
-            .then_with(|| x.machine.cmp(&y.machine))
+    for (group, members) in groups {
+        together(group, &members, now_unix_ns, zone, &mut units, &mut plan);
+    }
+    units.sort_by(|x, y| {
+        (x.asked.cmp(&y.asked))
+            .then(y.urgency.total_cmp(&x.urgency))
+            .then_with(|| x.runs[0].machine.cmp(&y.runs[0].machine))
     });
+    let mut is_blocked = false;
+    for unit in units {
+        let alone = running == 0 && plan.start.is_empty();
+        let size = unit.runs.len();
+        is_blocked |= size > room && !alone;
+        if is_blocked {
+            plan.waiting.extend(unit.runs);
+        } else {
+            room = room.saturating_sub(size);
+            plan.start.extend(unit.runs);
+        }
+    }
     plan.later
         .sort_by(|x, y| (x.due_unix_ns, &x.machine).cmp(&(y.due_unix_ns, &y.machine)));
-    let mut due: Vec<Upcoming> = due.into_iter().map(|(_, upcoming)| upcoming).collect();
-    plan.waiting = due.split_off(room.min(due.len()));
-    plan.start = due;
     plan
+}
+
+/// Runs that start at once or not at all.
+struct Unit {
+    /// Whom the operator asked for comes first, in the order of asking.
+    asked: u64,
+    urgency: f64,
+    /// At least one.
+    runs: Vec<Upcoming>,
+}
+
+impl Unit {
+    fn of(urgency: f64, runs: Vec<Upcoming>) -> Self {
+        let asked = runs.iter().filter(|run| run.why == Why::Requested);
+        Self {
+            asked: asked.map(|run| run.due_unix_ns).min().unwrap_or(u64::MAX),
+            urgency,
+            runs,
+        }
+    }
+}
+
+/// The runs of a group that is frozen together.
+fn together(
+    group: &str,
+    members: &[&Machine<'_>],
+    now: u64,
+    zone: &TimeZone,
+    units: &mut Vec<Unit>,
+    plan: &mut Plan,
+) {
+    let runs: Vec<(f64, Upcoming)> = members
+        .iter()
+        .filter_map(|machine| Some((urgency(machine, now, zone), upcoming(machine, now, zone)?)))
+        .collect();
+    let is_due = |run: &Upcoming| run.due_unix_ns <= now;
+    // What was asked for, or goes wrong, is one machine's own affair.
+    let is_regular =
+        |run: &Upcoming| !matches!(run.why, Why::Requested | Why::Retry | Why::Interrupted);
+    let due = runs
+        .iter()
+        .filter(|(_, run)| is_due(run) && is_regular(run));
+    let Some(due_unix_ns) = due.clone().map(|(_, run)| run.due_unix_ns).min() else {
+        for (urgency, run) in runs {
+            match is_due(&run) {
+                true => units.push(Unit::of(urgency, vec![run])),
+                false => plan.later.push(run),
+            }
+        }
+        return;
+    };
+    let urgency = runs.iter().map(|(urgency, _)| *urgency);
+    let urgency = urgency.fold(0.0, f64::max);
+    let runs: Vec<Upcoming> = runs
+        .into_iter()
+        .map(|(_, run)| Upcoming {
+            why: match is_due(&run) {
+                true => run.why,
+                false => Why::Together,
+            },
+            due_unix_ns: run.due_unix_ns.min(due_unix_ns),
+            together: Some(group.to_owned()),
+            ..run
+        })
+        .collect();
+    let patience = members
+        .first()
+        .and_then(|machine| period_after(machine.policy, due_unix_ns, zone))
+        .map_or(0, |period| {
+            nanos(period).saturating_mul(GROUP_WAITS_PERIODS)
+        });
+    let last = members.iter().filter_map(|it| it.history.counted_unix_ns);
+    let last = last.max();
+    // Once is enough: who runs since before the others' last moment has been waited for.
+    let is_awaited = |machine: &&Machine<'_>| match machine.standing {
+        Standing::Running(since) => last.is_none_or(|last| last <= since),
+        Standing::Idle | Standing::Requested(_) => false,
+    };
+    match now < due_unix_ns.saturating_add(patience) && members.iter().any(is_awaited) {
+        true => plan.waiting.extend(runs),
+        false => units.push(Unit::of(urgency, runs)),
+    }
+}
+
+/// When a machine is due; none where it runs already or will never be.
+fn upcoming(machine: &Machine<'_>, now: u64, zone: &TimeZone) -> Option<Upcoming> {
+    if matches!(machine.standing, Standing::Running(_)) {
+        return None;
+    }
+    // Schedules exist that never come again.
+    let (due_unix_ns, why) = next(machine, now, zone)?;
+    Some(Upcoming {
+        machine: machine.name.to_owned(),
+        due_unix_ns,
+        why,
+        together: None,
+    })
 }
 
 /// When a machine that does not run is due, and why.
@@ -225,7 +338,8 @@ fn regular(machine: &Machine<'_>, now: u64, zone: &TimeZone) -> Option<(u64, Why
     if history.counted_unix_ns.is_none() && !matches!(rhythm, Rhythm::Schedule(..)) {
         return Some((history.first_seen_unix_ns.min(now), Why::First));
     }
-    let spread = spread(name, policy.jitter);
+    // Those of a group are spread by its name, which is to say not at all among themselves.
+    let spread = spread(machine.together.unwrap_or(name), policy.jitter);
     let due = match rhythm {
         Rhythm::Every(_) | Rhythm::Schedule(..) => {
             moment_after(rhythm, last.saturating_sub(spread), zone)?.saturating_add(spread)

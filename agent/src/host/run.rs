@@ -6,14 +6,14 @@
 
 mod hook;
 
-use super::config::{OnFailure, Origin};
+use super::config::{Group, OnFailure, Origin};
 use super::machines::Selected;
 use super::state::Outcome;
 use crate::blocking::blocking;
 use crate::error::{Error, Kind, Result};
 use crate::link::congestion::Congestion;
 use crate::live::libvirt::Libvirt;
-use crate::live::{FreezeSettings, ScratchSettings};
+use crate::live::{FreezeSettings, ScratchSettings, Seat, Together};
 use crate::pace::Pacer;
 use crate::progress::Progress;
 use crate::replicate::{
@@ -42,6 +42,8 @@ pub struct Job {
     pub pacer: Arc<Pacer>,
     /// Where what a guest overwrites meanwhile is kept.
     pub scratch: ScratchSettings,
+    /// Its place among those that it is to be frozen together with.
+    pub seat: Option<Seat>,
 }
 
 /// What came of a run.
@@ -120,8 +122,10 @@ impl Place {
 }
 
 /// Does the run; ends early after `stop`.
-pub async fn execute(job: &Job, progress: Arc<Progress>, stop: CancellationToken) -> Report {
+pub async fn execute(mut job: Job, progress: Arc<Progress>, stop: CancellationToken) -> Report {
     let mut report = Report::default();
+    let mut seat = job.seat.take();
+    let job = &job;
     let policy = Arc::clone(&job.selected.policy);
     let allowed = match &policy.pre {
         None => Ok(()),
@@ -134,16 +138,18 @@ pub async fn execute(job: &Job, progress: Arc<Progress>, stop: CancellationToken
                     error = error.chain(),
                     "the pre hook failed; the run goes on"
                 );
-                warn(&mut report, &error);
+                warn(&mut report, error.chain());
                 Ok(())
             }
             Ok(()) => Ok(()),
         },
     };
     let done = match allowed {
-        Ok(()) => back_up(job, progress, &stop, &mut report.point_unix_ns).await,
+        Ok(()) => back_up(job, &mut seat, progress, &stop, &mut report).await,
         Err(error) => Err(error),
     };
+    // The others of its group wait for it no longer, least of all for its hook.
+    drop(seat);
     if let Some(post) = &policy.post {
         let mut environment = environment(job, "post");
         let outcome = match &done {
@@ -162,7 +168,7 @@ pub async fn execute(job: &Job, progress: Arc<Progress>, stop: CancellationToken
         // It undoes what `pre` did: a stop does not spare it, its time-out does.
         if let Err(error) = hook::run(post, &environment, &CancellationToken::new()).await {
             tracing::warn!(error = error.chain(), "the post hook failed");
-            warn(&mut report, &error);
+            warn(&mut report, error.chain());
         }
     }
     match done {
@@ -174,9 +180,10 @@ pub async fn execute(job: &Job, progress: Arc<Progress>, stop: CancellationToken
 
 async fn back_up(
     job: &Job,
+    seat: &mut Option<Seat>,
     progress: Arc<Progress>,
     stop: &CancellationToken,
-    point_unix_ns: &mut Option<u64>,
+    report: &mut Report,
 ) -> Result<BackupSummary> {
     let stopped = || {
         Error::new(
@@ -203,11 +210,25 @@ async fn back_up(
             Origin::Domain { domain, connect } => {
                 let libvirt = Libvirt::new(connect.clone());
                 let hypervisor = Hypervisor::Libvirt(libvirt, domain.clone());
-                return running(job, hypervisor, settings, &repository, progress, stop).await;
+                let seat = seat.take();
+                let run = Running {
+                    job,
+                    seat,
+                    hypervisor,
+                    settings,
+                };
+                return run.back_up(&repository, progress, stop, report).await;
             }
             Origin::Monitor(socket) => {
                 let hypervisor = Hypervisor::Qmp(socket.clone());
-                return running(job, hypervisor, settings, &repository, progress, stop).await;
+                let seat = seat.take();
+                let run = Running {
+                    job,
+                    seat,
+                    hypervisor,
+                    settings,
+                };
+                return run.back_up(&repository, progress, stop, report).await;
             }
         };
         let how = OpenSettings {
@@ -235,45 +256,83 @@ async fn back_up(
         job.place.close_after(error).await;
     }
     // Also after a failure: points may have been made by hand.
-    *point_unix_ns = newest_point(&repository, &job.machine).await;
+    report.point_unix_ns = newest_point(&repository, &job.machine).await;
     done
 }
 
 /// The same for a machine that runs.
-async fn running(
-    job: &Job,
+struct Running<'a> {
+    job: &'a Job,
+    seat: Option<Seat>,
     hypervisor: Hypervisor,
     settings: BackupSettings,
-    repository: &Arc<Repository>,
-    progress: Arc<Progress>,
-    stop: &CancellationToken,
-) -> Result<BackupSummary> {
-    let request = RunningRequest {
-        machine: Some(job.machine.clone()),
-        hypervisor,
-        freeze: FreezeSettings {
-            scratch: job.scratch.clone(),
-            quiesce: job.selected.policy.quiesce,
-        },
-        host: replicate::host_name(),
-        keep: job.selected.policy.keep.clone(),
-        dry_run: false,
-        settings,
-    };
-    let done = replicate::back_up_running(repository, request, progress, stop.clone()).await?;
-    for disk in done.backup.tracking.iter().filter(|disk| !disk.tracked) {
-        tracing::warn!(
-            disk = disk.disk,
-            reason = disk.reason,
-            "read whole and compared"
+}
+
+impl Running<'_> {
+    async fn back_up(
+        self,
+        repository: &Arc<Repository>,
+        progress: Arc<Progress>,
+        stop: &CancellationToken,
+        report: &mut Report,
+    ) -> Result<BackupSummary> {
+        let selected = &self.job.selected;
+        let was_to_meet = self.seat.is_some();
+        let request = RunningRequest {
+            machine: Some(self.job.machine.clone()),
+            hypervisor: self.hypervisor,
+            seat: self.seat,
+            freeze: FreezeSettings {
+                scratch: self.job.scratch.clone(),
+                quiesce: selected.policy.quiesce,
+            },
+            host: replicate::host_name(),
+            keep: selected.policy.keep.clone(),
+            dry_run: false,
+            settings: self.settings,
+        };
+        let done = replicate::back_up_running(repository, request, progress, stop.clone()).await?;
+        for disk in done.backup.tracking.iter().filter(|disk| !disk.tracked) {
+            tracing::warn!(
+                disk = disk.disk,
+                reason = disk.reason,
+                "read whole and compared"
+            );
+        }
+        tracing::info!(
+            consistency = done.consistency,
+            held_seconds = done.held_seconds,
+            "the machine was frozen"
         );
+        if was_to_meet && let Some(apart) = apart(&selected.group, done.together.as_ref()) {
+            tracing::warn!("{apart}");
+            warn(report, apart);
+        }
+        Ok(done.backup)
     }
-    tracing::info!(
-        consistency = done.consistency,
-        held_seconds = done.held_seconds,
-        "the machine was frozen"
-    );
-    Ok(done.backup)
+}
+
+/// What a group's moment lacks, of a machine that was to be frozen with the others.
+fn apart(group: &Group, together: Option<&Together>) -> Option<String> {
+    let name = &group.name;
+    let Some(together) = together else {
+        return Some(format!("it was not frozen together with group {name}"));
+    };
+    let Together {
+        machines, expected, ..
+    } = together;
+    if machines < expected {
+        return Some(format!(
+            "only {machines} of {expected} machines of group {name} were frozen together"
+        ));
+    }
+    let within = group.together_within?;
+    (together.skew > within).then(|| {
+        format!(
+            "the machines of group {name} were frozen up to {:?} apart, which is more than {within:?}",
+            together.skew
+        )
+    })
 }
 
 async fn newest_point(repository: &Arc<Repository>, machine: &str) -> Option<u64> {
@@ -299,8 +358,7 @@ fn environment(job: &Job, hook: &str) -> Vec<(&'static str, String)> {
     ]
 }
 
-fn warn(report: &mut Report, error: &Error) {
-    let text = error.chain();
+fn warn(report: &mut Report, text: String) {
     report.warning = Some(match report.warning.take() {
         None => text,
         Some(before) => format!("{before}; {text}"),

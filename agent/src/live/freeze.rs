@@ -13,6 +13,7 @@ use super::nodes::{self, Node, Server};
 use super::qmp::Qmp;
 use super::scratch::{Scratch, ScratchSettings};
 use super::source::{Broken, LiveSource};
+use super::together::{Seat, Step, Together};
 use crate::blocking::blocking;
 use crate::clock;
 use crate::error::{Error, Kind, Result};
@@ -71,6 +72,8 @@ pub struct Frozen {
     pub held: Duration,
     /// What the disks are worth to the software on them.
     pub consistency: Consistency,
+    /// With whom it was frozen, where it was to be.
+    pub together: Option<Together>,
     /// All its disks, at the same moment.
     pub disks: Vec<FrozenDisk>,
     /// What looks like a disk and is not among them.
@@ -102,7 +105,8 @@ pub(super) enum Order {
 
 impl Machine {
     /// Freezes all disks at one moment, of which `point` will be made in `repository`. `standing`
-    /// tells committed and live points by their place in the log, higher for later ones.
+    /// tells committed and live points by their place in the log, higher for later ones. With a `seat`
+    /// it is frozen together with the other machines of its group.
     ///
     /// # Errors
     /// [`Kind::NoSpace`] without room for the snapshot, [`Kind::Conflict`] where somebody else uses the
@@ -114,6 +118,7 @@ impl Machine {
         repository: RepositoryId,
         point: PointId,
         standing: impl Fn(PointId) -> Option<u64>,
+        seat: Option<Seat>,
     ) -> Result<Frozen> {
         if self.disks.is_empty() {
             let left_out = self
@@ -155,11 +160,14 @@ impl Machine {
             server: Server::NotOurs,
             recording: false,
             broken: Broken::default(),
+            seat,
         };
         let (ready, made) = oneshot::channel();
         let (orders, ordered) = oneshot::channel();
         tokio::spawn(async move {
             let making = snapshot.make(settle, settings).await;
+            // Nobody waits for what is made, nor for what will not be.
+            snapshot.seat = None;
             if making.is_err() {
                 snapshot.undo().await;
                 let _ = ready.send(making);
@@ -179,6 +187,7 @@ impl Machine {
             taken_unix_ns: made.taken_unix_ns,
             held: made.held,
             consistency: Consistency::Crash,
+            together: made.together,
             disks: made.disks,
             left_out: self.left_out,
             orders,
@@ -217,6 +226,7 @@ impl Frozen {
 struct Made {
     taken_unix_ns: u64,
     held: Duration,
+    together: Option<Together>,
     disks: Vec<FrozenDisk>,
 }
 
@@ -238,6 +248,8 @@ struct Snapshot {
     /// Whether the new bitmaps are there.
     recording: bool,
     broken: Broken,
+    /// Its place among those that are frozen together, until it is.
+    seat: Option<Seat>,
 }
 
 impl Snapshot {
@@ -268,7 +280,15 @@ impl Snapshot {
         }
         self.transact(self.actions(Turn::begin)).await?;
         self.recording = true;
+        self.meet(Step::Prepared).await;
+        self.meet(Step::Still).await;
+        let begun = Instant::now();
         let (taken_unix_ns, held) = self.instant().await?;
+        if let Some(seat) = &self.seat {
+            seat.took(begun, begun + held);
+        }
+        self.meet(Step::Taken).await;
+        let together = self.seat.as_ref().and_then(Seat::outcome);
         self.transact(self.actions(Turn::freeze)).await?;
         let mut disks = Vec::new();
         for number in 0..self.parts.len() {
@@ -277,8 +297,16 @@ impl Snapshot {
         Ok(Made {
             taken_unix_ns,
             held,
+            together,
             disks,
         })
+    }
+
+    /// Waits for the other machines of its group, where there are some.
+    async fn meet(&self, step: Step) {
+        if let Some(seat) = &self.seat {
+            seat.meet(step).await;
+        }
     }
 
     /// The moment of all disks, and how long it took at most.

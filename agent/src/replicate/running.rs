@@ -16,7 +16,7 @@ use crate::clock;
 use crate::error::{Error, Kind, Result};
 use crate::format::Format;
 use crate::live::libvirt::{Domain, Libvirt};
-use crate::live::{FreezeSettings, Frozen, LeftOut, Machine, Quiesce};
+use crate::live::{FreezeSettings, Frozen, LeftOut, Machine, Quiesce, Seat, Together};
 use crate::name;
 use crate::progress::Progress;
 use crate::repository::Repository;
@@ -50,6 +50,8 @@ pub struct RunningRequest {
     pub hypervisor: Hypervisor,
     /// How it is to be frozen.
     pub freeze: FreezeSettings,
+    /// Its place among those that it is to be frozen together with.
+    pub seat: Option<Seat>,
     /// This host's name.
     pub host: String,
     /// How long the new point is kept.
@@ -70,6 +72,9 @@ pub struct RunningSummary {
     pub consistency: &'static str,
     /// How long writes of the guest may have waited for the snapshot, in seconds.
     pub held_seconds: f64,
+    /// With whom it was frozen, where it was to be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub together: Option<Together>,
     /// What looks like a disk and is not in the point, and why.
     pub left_out: Vec<LeftOut>,
 }
@@ -80,7 +85,7 @@ pub struct RunningSummary {
 /// As [`backup`], and as the hypervisor says; the machine goes on in any case.
 pub async fn back_up_running(
     repository: &Arc<Repository>,
-    request: RunningRequest,
+    mut request: RunningRequest,
     progress: Arc<Progress>,
     stop: CancellationToken,
 ) -> Result<RunningSummary> {
@@ -101,7 +106,13 @@ pub async fn back_up_running(
             let standing = standing(repository, &name)?;
             let freeze = request.freeze.clone();
             let frozen = machine
-                .freeze(freeze, repository.keys().repository(), point, standing)
+                .freeze(
+                    freeze,
+                    repository.keys().repository(),
+                    point,
+                    standing,
+                    request.seat.take(),
+                )
                 .await?;
             (frozen, Vec::new())
         }
@@ -109,6 +120,8 @@ pub async fn back_up_running(
             let domain = libvirt.domain(domain).await?;
             let files = files(&domain).await?;
             if !domain.is_active {
+                // There is nothing to freeze: the others of its group need not wait for the end.
+                drop(request.seat.take());
                 return off(repository, &request, &domain, files, progress, stop).await;
             }
             let name = machine_name(&request, &domain.name.name)?;
@@ -121,6 +134,7 @@ pub async fn back_up_running(
                     repository.keys().repository(),
                     point,
                     standing,
+                    request.seat.take(),
                 )
                 .await?;
             (frozen, files)
@@ -130,6 +144,7 @@ pub async fn back_up_running(
         point,
         taken_unix_ns: frozen.taken_unix_ns,
         consistency: frozen.consistency,
+        together: frozen.together.clone(),
     };
     let mut disks: Vec<DiskToBackUp> = frozen
         .disks
@@ -179,6 +194,7 @@ pub async fn back_up_running(
 struct Told {
     consistency: Consistency,
     held_seconds: f64,
+    together: Option<Together>,
     left_out: Vec<LeftOut>,
 }
 
@@ -187,6 +203,7 @@ impl Told {
         Self {
             consistency: frozen.consistency,
             held_seconds: frozen.held.as_secs_f64(),
+            together: frozen.together.clone(),
             left_out: frozen.left_out.clone(),
         }
     }
@@ -196,6 +213,7 @@ impl Told {
             backup,
             consistency: Consistency::name_of(self.consistency.tag()),
             held_seconds: self.held_seconds,
+            together: self.together,
             left_out: self.left_out,
         }
     }
@@ -312,6 +330,7 @@ async fn off(
         backup: summary,
         consistency: Consistency::name_of(Consistency::Offline.tag()),
         held_seconds: 0.0,
+        together: None,
         left_out: domain.left_out.clone(),
     })
 }

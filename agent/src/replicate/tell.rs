@@ -109,5 +109,14 @@ pub(super) fn point_record(
         }),
         // Said at the commit.
         keep_until_unix_ns: 0,
+        together: moment.together.as_ref().map(|together| {
+            Box::new(record::Together {
+                moment: together.moment.0.to_vec(),
+                group: together.group.clone(),
+                machines: together.machines,
+                expected: together.expected,
+                skew_ns: u64::try_from(together.skew.as_nanos()).unwrap_or(u64::MAX),
+            })
+        }),
     }
 }

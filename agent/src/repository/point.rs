@@ -5,7 +5,7 @@ use super::catalogue::ExpiredPoint;
 use crate::error::{Error, Kind, Result};
 use serde::{Serialize, Serializer};
 use tidegate_protocol::FormatError;
-use tidegate_protocol::ids::PointId;
+use tidegate_protocol::ids::{MomentId, PointId};
 use tidegate_protocol::page::PageRef;
 use tidegate_protocol::record::{self, Consistency, PointCommitted, Role, Tracking};
 
@@ -48,11 +48,29 @@ pub struct Point {
     pub finished_unix_ns: u64,
     /// Until when it is kept, Unix time in nanoseconds; 0 without an end.
     pub keep_until_unix_ns: u64,
+    /// With whom it was frozen; none where it was taken by itself.
+    pub together: Option<PointTogether>,
     /// The host that made it.
     pub host: String,
     /// What its run moved.
     #[serde(flatten)]
     pub totals: PointTotals,
+}
+
+/// The moment of a group that a recovery point is part of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PointTogether {
+    /// The same for all points of that moment.
+    #[serde(serialize_with = "as_text")]
+    pub moment: MomentId,
+    /// The group.
+    pub group: String,
+    /// Machines that were taken at this moment.
+    pub machines: u32,
+    /// Machines that should have been.
+    pub expected: u32,
+    /// How far apart the moments of any two of them are at most, in nanoseconds.
+    pub skew_ns: u64,
 }
 
 /// Something of a machine that is no disk, and stored like one.
@@ -210,6 +228,13 @@ impl Point {
     fn decode(number: u64, body: PointCommitted) -> Result<Self, FormatError> {
         let totals = body.totals.unwrap_or_default();
         let (mut disks, mut files) = (Vec::new(), Vec::new());
+        let together = body.together().map(|(moment, together)| PointTogether {
+            moment,
+            group: together.group.clone(),
+            machines: together.machines,
+            expected: together.expected,
+            skew_ns: together.skew_ns,
+        });
         for disk in body.disks {
             let (root, levels) = disk.tree()?;
             let deltas = disk.delta_pages()?;
@@ -239,6 +264,7 @@ impl Point {
             taken_unix_ns: body.taken_unix_ns,
             finished_unix_ns: body.finished_unix_ns,
             keep_until_unix_ns: body.keep_until_unix_ns,
+            together,
             host: body.host,
             totals: PointTotals {
                 virtual_bytes: totals.virtual_bytes,

@@ -34,16 +34,15 @@ pub struct Guest {
     said: Vec<u8>,
 }
 
+/// A QEMU into which a machine is to come.
+pub struct Arriving(Guest);
+
 impl Guest {
     /// Boots a guest with these disks, whose block nodes are `disk0`, `disk1` and so on.
     pub fn start(disks: Vec<GuestDisk>) -> Self {
-        let folder = tempfile::Builder::new()
-            .prefix("tidegate-guest-")
-            .tempdir()
-            .expect("a temporary folder can be made");
         let mut guest = Self {
             child: None,
-            folder,
+            folder: folder(),
             disks,
             console: None,
             said: Vec::new(),
@@ -55,11 +54,47 @@ impl Guest {
     /// Boots it (again).
     pub fn boot(&mut self) {
         self.kill();
-        for socket in ["console", "qmp"] {
+        for socket in ["console", "qmp", "operator"] {
             // Of the run before.
             let _ = std::fs::remove_file(self.folder.path().join(socket));
         }
         self.child = Some(spawn(&self.command(), self.folder.path()));
+        self.attach();
+        self.hear("GUEST-READY");
+    }
+
+    /// Starts another QEMU that waits at this socket for the machine to come. `arrive` follows.
+    pub fn expect_at(&self, socket: &Path) -> Arriving {
+        let folder = folder();
+        let other = Self {
+            child: None,
+            folder,
+            disks: self.disks.clone(),
+            console: None,
+            said: Vec::new(),
+        };
+        let mut command = other.command();
+        command
+            .arg("-incoming")
+            .arg(format!("unix:{}", socket.display()));
+        let mut other = other;
+        other.child = Some(spawn(&command, other.folder.path()));
+        other.attach();
+        let begun = Instant::now();
+        while !socket.exists() {
+            assert!(begun.elapsed() < TIME_MAX, "{}", other.output());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Arriving(other)
+    }
+
+    /// The machine has come: from now on it is the other one.
+    pub fn arrive(&mut self, other: Arriving) {
+        *self = other.0;
+    }
+
+    /// Connects to the console of a QEMU that starts.
+    fn attach(&mut self) {
         let console = self.folder.path().join("console");
         let begun = Instant::now();
         self.console = loop {
@@ -72,7 +107,6 @@ impl Guest {
             }
         };
         self.said.clear();
-        self.hear("GUEST-READY");
     }
 
     /// Runs a command of one line in the guest, and hands back what it says.
@@ -90,6 +124,11 @@ impl Guest {
     /// The monitor's socket.
     pub fn monitor(&self) -> PathBuf {
         self.folder.path().join("qmp")
+    }
+
+    /// A second monitor: QEMU talks to one program at each.
+    pub fn operators_monitor(&self) -> PathBuf {
+        self.folder.path().join("operator")
     }
 
     /// The images, as they were given.
@@ -168,7 +207,9 @@ impl Guest {
             ))
             .args(["-serial", "chardev:console"])
             .arg("-qmp")
-            .arg(format!("unix:{},server=on,wait=off", socket("qmp")));
+            .arg(format!("unix:{},server=on,wait=off", socket("qmp")))
+            .arg("-qmp")
+            .arg(format!("unix:{},server=on,wait=off", socket("operator")));
         command
     }
 
@@ -210,6 +251,13 @@ impl Guest {
     fn output(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("output")).unwrap_or_default()
     }
+}
+
+fn folder() -> TempDir {
+    tempfile::Builder::new()
+        .prefix("tidegate-guest-")
+        .tempdir()
+        .expect("a temporary folder can be made")
 }
 
 impl Drop for Guest {

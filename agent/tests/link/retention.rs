@@ -30,6 +30,7 @@ async fn gateways_give_up_what_hosts_may_not() {
             point: PointId([nth; 16]),
             taken_unix_ns: clock::now_unix_ns() - DAY,
             consistency: Consistency::Crash,
+            together: None,
         });
         request.keep = Keep::For(Duration::from_secs(1));
         try_back_up(&host, request).await.unwrap();

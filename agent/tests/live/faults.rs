@@ -4,9 +4,13 @@ use crate::disks::{MIB, run, text};
 use crate::site::{DISK_BYTES, REPOSITORY, Site, assert_one_moment, settings, tracking};
 use serde_json::json;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 use tidegate_agent::Kind;
 use tidegate_agent::live::bitmap;
 use tidegate_agent::source::Tracking;
+
+/// How long anything may take on a machine with much else to do.
+const TIME_MAX: Duration = Duration::from_secs(120);
 
 /// One guest, many checks: booting it costs more than any of them.
 #[test]
@@ -17,11 +21,14 @@ fn whatever_befalls_a_machine_the_next_point_is_right() {
     site.write_without_end();
     site.back_up();
     a_full_scratch_folder_costs_the_snapshot_not_the_guest(&mut site);
+    a_watch_ends_the_snapshot_before_the_folder_is_full(&mut site);
+    a_connection_that_ends_costs_the_run(&mut site);
     somebody_elses_nbd_server_stays(&mut site);
     a_bitmap_removed_by_hand_is_missed(&mut site);
     a_disk_grows_and_another_comes(&mut site);
     a_reboot_keeps_what_qcow2_remembers(&mut site);
     a_killed_qemu_is_noticed(&mut site);
+    a_machine_that_moves_to_another_host(&mut site);
 }
 
 /// Why each disk has no bitmap to continue; empty where it has one that continues the last point.
@@ -65,7 +72,7 @@ fn a_full_scratch_folder_costs_the_snapshot_not_the_guest(site: &mut Site) {
         let machine = site.connect().unwrap();
         let last = site.last();
         let standing = |id| (id == last).then_some(1);
-        let freezing = machine.freeze(settings, REPOSITORY, site.point_id(), standing);
+        let freezing = machine.freeze(settings, REPOSITORY, site.point_id(), standing, None);
         site.runtime.block_on(freezing)
     };
     // Nothing is begun where there is no room.
@@ -98,6 +105,50 @@ fn a_full_scratch_folder_costs_the_snapshot_not_the_guest(site: &mut Site) {
     let kernel = site.guest.run("dmesg | grep -i 'error' || true");
     assert_eq!(kernel, "", "the guest has seen an error");
     assert_eq!(lost(site), ["", ""]);
+}
+
+/// Slowly enough to be seen, and with room left that others need.
+fn a_watch_ends_the_snapshot_before_the_folder_is_full(site: &mut Site) {
+    let small = Small::at(&site.folder.path().join("watched"), 6 * MIB);
+    let machine = site.connect().unwrap();
+    let last = site.last();
+    let mut watched = settings(&small.0, 256 * MIB);
+    watched.scratch.reserve_bytes = 4 * MIB;
+    let standing = |id| (id == last).then_some(1);
+    let freezing = machine.freeze(watched, REPOSITORY, site.point_id(), standing, None);
+    let frozen = site.runtime.block_on(freezing).unwrap();
+    site.guest.run(
+        "for n in 1 2 3; do dd if=/dev/urandom of=/dev/vda bs=1M seek=$n count=1 \
+         conv=fsync,notrunc 2>/dev/null; sleep 0.2; done",
+    );
+    let read = frozen.disks[0]
+        .source
+        .reader()
+        .and_then(|mut reader| reader.read_at(4 * MIB, &mut [0; 4096]));
+    let error = read.unwrap_err();
+    assert_eq!(error.kind(), Kind::NoSpace, "{error:?}");
+    assert!(error.to_string().contains("watched"), "{error:?}");
+    // QEMU holds nothing of it any more.
+    assert_eq!(site.left_in_qemu(), [] as [String; 0]);
+    site.runtime.block_on(frozen.give_up()).unwrap();
+    assert_eq!(lost(site), ["", ""]);
+}
+
+fn a_connection_that_ends_costs_the_run(site: &mut Site) {
+    let frozen = site.freeze(site.point_id()).unwrap();
+    let mut reader = frozen.disks[0].source.reader().unwrap();
+    reader.read_at(0, &mut [0; 4096]).unwrap();
+    site.by_hand("nbd-server-stop", json!({}));
+    let error = reader.read_at(MIB, &mut [0; 4096]).unwrap_err();
+    assert!(
+        matches!(error.kind(), Kind::Unavailable | Kind::Io),
+        "{error:?}"
+    );
+    drop(reader);
+    // Whatever is said of that: the next one is right.
+    let _ = site.runtime.block_on(frozen.give_up());
+    assert_eq!(lost(site), ["", ""]);
+    assert_eq!(site.left_in_qemu(), [] as [String; 0]);
 }
 
 fn somebody_elses_nbd_server_stays(site: &mut Site) {
@@ -179,6 +230,34 @@ fn a_killed_qemu_is_noticed(site: &mut Site) {
     site.write_without_end();
     let lost_now = lost(site);
     assert!(lost_now[0].contains("inconsistent"), "{lost_now:?}");
+    assert!(
+        lost_now[1].contains("has recorded no changes"),
+        "{lost_now:?}"
+    );
+    assert_one_moment(site.log.last().unwrap());
+    assert_eq!(lost(site), ["", ""]);
+}
+
+/// Its disks stay where both hosts see them.
+fn a_machine_that_moves_to_another_host(site: &mut Site) {
+    let socket = site.folder.path().join("migration");
+    let arriving = site.guest.expect_at(&socket);
+    let uri = format!("unix:{}", text(&socket));
+    site.by_hand("migrate", json!({ "uri": uri }));
+    let begun = Instant::now();
+    loop {
+        let state = site.by_hand("query-migrate", json!({}));
+        if state["status"] == "completed" {
+            break;
+        }
+        assert!(state["status"] != "failed", "{state}");
+        assert!(begun.elapsed() < TIME_MAX, "{state}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    site.guest.kill();
+    site.guest.arrive(arriving);
+    // Where a bitmap has come along it is right, and the other one is missed.
+    let lost_now = lost(site);
     assert!(
         lost_now[1].contains("has recorded no changes"),
         "{lost_now:?}"

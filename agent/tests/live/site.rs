@@ -110,7 +110,7 @@ impl Site {
             place.map(|place| place as u64)
         };
         self.runtime
-            .block_on(machine.freeze(self.settings(), REPOSITORY, id, standing))
+            .block_on(machine.freeze(self.settings(), REPOSITORY, id, standing, None))
     }
 
     /// What an incremental backup would make of it: the content of the point before, with what is said
@@ -154,7 +154,7 @@ impl Site {
     /// Executes a command as the operator would, past us.
     pub fn by_hand(&self, command: &str, arguments: Value) -> Value {
         self.runtime.block_on(async {
-            let mut qmp = Qmp::connect(&self.guest.monitor()).await.unwrap();
+            let mut qmp = Qmp::connect(&self.guest.operators_monitor()).await.unwrap();
             qmp.execute(command, arguments).await.unwrap()
         })
     }
@@ -162,7 +162,7 @@ impl Site {
     /// The names of all nodes, exports, jobs and files of ours inside QEMU.
     pub fn left_in_qemu(&self) -> Vec<String> {
         self.runtime.block_on(async {
-            let mut qmp = Qmp::connect(&self.guest.monitor()).await.unwrap();
+            let mut qmp = Qmp::connect(&self.guest.operators_monitor()).await.unwrap();
             let mut left = Vec::new();
             for command in [
                 "query-named-block-nodes",

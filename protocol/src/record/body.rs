@@ -5,7 +5,7 @@
 
 use crate::codec::fixed;
 use crate::error::FormatError;
-use crate::ids::{KeyId, PackId, PageId, PointId, RunId, SegmentId, SlotId};
+use crate::ids::{KeyId, MomentId, PackId, PageId, PointId, RunId, SegmentId, SlotId};
 use crate::keys::Level;
 use crate::limits::{DELTA_PAGES_MAX, DISKS_MAX, NAME_BYTES_MAX};
 use crate::pack::{Location, PackKind};
@@ -57,9 +57,21 @@ pub struct PointCommitted {
     /// one in the past gives up only this point.
     #[prost(fixed64, tag = "13")]
     pub keep_until_unix_ns: u64,
+    /// The moment of a group that it is part of; absent where the machine was taken by itself. No
+    /// rule hangs on it: one that is not sound says nothing, see [`PointCommitted::together`].
+    #[prost(message, optional, boxed, tag = "14")]
+    pub together: Option<Box<Together>>,
 }
 
 impl PointCommitted {
+    /// The moment of a group that it is part of, where what it says of it can be shown.
+    pub fn together(&self) -> Option<(MomentId, &Together)> {
+        let together = self.together.as_ref()?;
+        let moment = fixed(OBJECT, "moment", &together.moment).ok()?;
+        name("group", &together.group).ok()?;
+        Some((MomentId(moment), together))
+    }
+
     pub(crate) fn check(&self) -> Result<(), FormatError> {
         point_id(&self.point)?;
         name("machine", &self.machine)?;
@@ -85,6 +97,27 @@ impl PointCommitted {
         }
         Ok(())
     }
+}
+
+/// Several machines at one moment.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct Together {
+    /// A [`MomentId`]: points of one moment have the same.
+    #[prost(bytes = "vec", tag = "1")]
+    pub moment: Vec<u8>,
+    /// The group, as the operator names it.
+    #[prost(string, tag = "2")]
+    pub group: String,
+    /// Machines whose disks were taken at this moment, this one among them (a count).
+    #[prost(uint32, tag = "3")]
+    pub machines: u32,
+    /// Machines that should have been (a count).
+    #[prost(uint32, tag = "4")]
+    pub expected: u32,
+    /// How far apart the moments of any two of its machines are at most, in nanoseconds, by one
+    /// monotonic clock.
+    #[prost(uint64, tag = "5")]
+    pub skew_ns: u64,
 }
 
 /// What a run moved, in bytes unless said otherwise.

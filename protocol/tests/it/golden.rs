@@ -229,6 +229,15 @@ fn a_point_with_an_end() {
 }
 
 #[test]
+fn a_point_of_a_group() {
+    let body = Body::PointCommitted(support::point_together());
+    let stored = golden("record-01-point-together.bin", &support::record_of(&body));
+    let keys = keys(Level::Maintenance);
+    let header = Header::decode(&stored, keys.root_public(), REPOSITORY).unwrap();
+    assert_eq!(header.open_body(&stored, keys).unwrap(), body);
+}
+
+#[test]
 fn checkpoint() {
     let stored = golden("checkpoint.bin", &support::checkpoint());
     let keys = keys(Level::Host);

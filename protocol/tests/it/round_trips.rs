@@ -8,7 +8,7 @@ use tidegate_protocol::checkpoint::{
 };
 use tidegate_protocol::descriptor::{ChunkerParams, Descriptor};
 use tidegate_protocol::frame::FrameOpener;
-use tidegate_protocol::ids::{PackId, PageId, RecordHash, SlotId};
+use tidegate_protocol::ids::{MomentId, PackId, PageId, RecordHash, SlotId};
 use tidegate_protocol::keys::Level;
 use tidegate_protocol::limits::{
     BLOCK_BYTES, CHUNK_BYTES_MAX, DELTA_EXTENTS_MAX, DELTA_PAGES_MAX, DISK_BYTES_MAX, FAN_OUT,
@@ -644,6 +644,33 @@ fn a_point_names_delta_pages() {
     let page = point.disks[0].deltas[0].clone();
     point.disks[0].deltas = vec![page; DELTA_PAGES_MAX + 1];
     assert!(encode(point).is_err());
+}
+
+#[test]
+fn what_a_point_says_of_its_group_voids_no_record() {
+    let keys = keys(Level::Host);
+    let sound = support::point_together();
+    let (moment, told) = sound.together().unwrap();
+    assert_eq!(
+        (moment, told.group.as_str(), told.skew_ns),
+        (MomentId([0x77; 16]), "shop", 12_345_678)
+    );
+    type Spoil = fn(&mut record::Together);
+    let spoilt: [Spoil; 4] = [
+        |it| it.moment = vec![1; 15],
+        |it| it.moment.clear(),
+        |it| it.group.clear(),
+        |it| it.group = "a\nb".to_owned(),
+    ];
+    for spoil in spoilt {
+        let mut point = sound.clone();
+        spoil(point.together.as_mut().unwrap());
+        let body = Body::PointCommitted(point.clone());
+        let bytes = record::encode(&body, &support::head(), 1, [9; 32], keys).unwrap();
+        let header = Header::decode(&bytes, keys.root_public(), support::REPOSITORY).unwrap();
+        assert_eq!(header.open_body(&bytes, keys).unwrap(), body);
+        assert_eq!(point.together(), None);
+    }
 }
 
 #[test]

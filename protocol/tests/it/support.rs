@@ -16,7 +16,7 @@ use tidegate_protocol::page::{Delta, DeltaExtent, Extent, Inner, Leaf, PageRef, 
 use tidegate_protocol::record::{
     self, Body, ChunksRelocated, Disk, Evidence, Head, HoldLifted, HoldSet, IndexMerged,
     KeyChanged, Kind, PackSize, PacksCondemned, PacksFoundBad, PacksSwept, PointCommitted,
-    PointExpired, RunAnnounced, StoredPageRef, Totals, Tracking, VolumeOpened,
+    PointExpired, RunAnnounced, StoredPageRef, Together, Totals, Tracking, VolumeOpened,
 };
 use tidegate_protocol::segment::Segment;
 use tidegate_protocol::slot::{self, Argon2Cost, NewWrapping, SlotRandom};
@@ -418,6 +418,21 @@ pub(crate) fn point() -> PointCommitted {
             chunks: 6,
         }),
         keep_until_unix_ns: 0,
+        together: None,
+    }
+}
+
+/// A point of a machine that was frozen with others.
+pub(crate) fn point_together() -> PointCommitted {
+    PointCommitted {
+        together: Some(Box::new(Together {
+            moment: vec![0x77; 16],
+            group: "shop".to_owned(),
+            machines: 2,
+            expected: 3,
+            skew_ns: 12_345_678,
+        })),
+        ..point()
     }
 }
 

@@ -60,6 +60,7 @@ async fn running(
     let request = RunningRequest {
         machine: args.machine.clone(),
         hypervisor,
+        seat: None,
         freeze: FreezeSettings {
             scratch: ScratchSettings {
                 folder: args.live.scratch.clone(),

@@ -6,6 +6,7 @@ use crate::exit::Outcome;
 use crate::settings::Settings;
 use crate::text;
 use serde::Serialize;
+use std::time::Duration;
 use tidegate_agent::Result;
 use tidegate_agent::repository::Point;
 
@@ -45,6 +46,21 @@ pub(super) async fn run(global: &Global, args: Points, context: &Context) -> Res
     Ok(Outcome::Done)
 }
 
+/// What the point is worth, and with whom it was taken.
+fn consistency(point: &Point) -> String {
+    let mut told = point.consistency.to_owned();
+    if let Some(together) = &point.together {
+        told.push_str(&format!(
+            ", with {}, {} of {}, {:?} apart",
+            together.group,
+            together.machines,
+            together.expected,
+            Duration::from_millis(together.skew_ns.div_ceil(1_000_000))
+        ));
+    }
+    told
+}
+
 fn table(points: &[Point]) -> String {
     text::table(
         [
@@ -69,7 +85,7 @@ fn table(points: &[Point]) -> String {
                 text::size(point.totals.virtual_bytes),
                 text::size(point.totals.new_bytes),
                 text::size(point.totals.stored_bytes),
-                point.consistency.to_owned(),
+                consistency(point),
                 text::keep_until(point.keep_until_unix_ns),
             ]
         }),

@@ -212,6 +212,7 @@ fn list(upcoming: &[Upcoming]) -> String {
                 Why::Interrupted => "was interrupted",
                 Why::Clock => "the clock was set back",
                 Why::Requested => "was asked for",
+                Why::Together => "with its group",
             }
             .to_owned(),
         ]

@@ -233,6 +233,11 @@ fn a_fault_names_its_key_what_was_found_and_what_was_expected() {
             ["group.g.machines", "web02", "web01"],
         ),
         (
+            "policy = 'p'\nrepository",
+            "together_within = '2m'\npolicy = 'p'\nrepository",
+            ["group.g.together_within", "1ms to 1m", "2m"],
+        ),
+        (
             "machines = ['web01']",
             "machines = []",
             ["group.g.machines", "at least one", "none"],

@@ -45,6 +45,8 @@ const CONCURRENCY: RangeInclusive<usize> = 1..=64;
 const PERIOD: RangeInclusive<Duration> = Duration::from_secs(1)..=DAYS_366;
 const GRACE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
 const HOOK_TIMEOUT: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(86_400);
+const TOGETHER_WITHIN: RangeInclusive<Duration> =
+    Duration::from_millis(1)..=Duration::from_secs(60);
 const RETRY_AFTER: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
 const DAYS_366: Duration = Duration::from_secs(366 * 86_400);
 /// Below it a pack of 32 MiB takes more than an hour.
@@ -63,12 +65,17 @@ pub(super) fn settings(written: &Written, folder: &Path) -> Result<Settings> {
         policies: each(&written.policy, "policy", |key, name, written| {
             policy(key, name, written, &service.time_zone).map(Arc::new)
         })?,
-        groups: each(&written.group, "group", |_, name, written| {
+        groups: each(&written.group, "group", |key, name, written| {
             Ok(Arc::new(Group {
                 name: name.to_owned(),
                 machines: written.machines.clone(),
                 policy: written.policy.clone(),
                 repository: written.repository.clone(),
+                together_within: time(
+                    format!("{key}.together_within"),
+                    written.together_within.as_ref(),
+                    TOGETHER_WITHIN,
+                )?,
             }))
         })?,
         machines: each(&written.machine, "machine", |key, _, written| {
@@ -654,6 +661,7 @@ pub(super) fn written(settings: &Settings) -> Written {
                     machines: group.machines.clone(),
                     policy: group.policy.clone(),
                     repository: group.repository.clone(),
+                    together_within: group.together_within.map(duration_text),
                 };
                 (name.clone(), group)
             })

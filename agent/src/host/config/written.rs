@@ -128,6 +128,7 @@ pub(super) struct Group {
     pub(super) machines: Vec<String>,
     pub(super) policy: String,
     pub(super) repository: String,
+    pub(super) together_within: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]

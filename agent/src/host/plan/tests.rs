@@ -46,6 +46,7 @@ struct Known {
     running: Option<(u64, u64)>,
     lasts: u64,
     fails: bool,
+    together: Option<&'static str>,
 }
 
 impl World {
@@ -70,6 +71,7 @@ impl World {
             running: None,
             lasts,
             fails: false,
+            together: None,
         };
         self.machines.insert(name.to_owned(), known);
         self
@@ -84,9 +86,10 @@ impl World {
                 policy: &known.policy,
                 history: &known.history,
                 standing: match known.running {
-                    Some(_) => Standing::Running,
+                    Some((began, _)) => Standing::Running(began),
                     None => Standing::Idle,
                 },
+                together: known.together,
             })
             .collect();
         plan(self.now, &self.zone, self.concurrency, &machines)
@@ -122,7 +125,9 @@ impl World {
             .machines
             .values()
             .filter(|known| known.running.is_some());
-        assert!(running.count() <= self.concurrency);
+        // A group larger than the room has it all for itself.
+        let grouped = self.machines.values().filter(|it| it.together.is_some());
+        assert!(running.count() <= self.concurrency.max(grouped.count()));
     }
 
     fn pass(&mut self, time: u64, step: u64) {
@@ -192,6 +197,7 @@ fn the_longest_overdue_by_its_own_promise_goes_first() {
         policy,
         history,
         standing,
+        together: None,
     };
     let mut machines = [
         machine("daily", &*daily, &late_daily, Standing::Idle),
@@ -206,7 +212,7 @@ fn the_longest_overdue_by_its_own_promise_goes_first() {
     let planned = plan(NOON, &TimeZone::UTC, 1, &machines);
     assert_eq!(names(&planned.start), ["daily"]);
     // And nothing goes where there is no room.
-    machines[0].standing = Standing::Running;
+    machines[0].standing = Standing::Running(NOON);
     let planned = plan(NOON, &TimeZone::UTC, 1, &machines);
     assert_eq!(names(&planned.start), [""; 0]);
     assert_eq!(names(&planned.waiting), ["hourly"]);
@@ -225,6 +231,7 @@ fn requests_go_in_the_order_they_came() {
         policy: &policy,
         history: &history,
         standing: Standing::Requested(asked),
+        together: None,
     });
     let planned = plan(NOON + SECOND, &TimeZone::UTC, 1, &machines);
     assert_eq!(planned.start[0].machine, "b");
@@ -303,6 +310,7 @@ fn an_interrupted_run_is_due_at_once_unless_it_is_so_each_time() {
             policy: &policy,
             history,
             standing: Standing::Idle,
+            together: None,
         };
         next(&machine, NOON, &TimeZone::UTC).unwrap()
     };
@@ -423,4 +431,115 @@ proptest! {
             prop_assert!(world.true_time - last <= 2 * pace.1 + 10 * MINUTE, "{name} stalls");
         }
     }
+}
+
+/// Machines `a`, `b` and `c` of one group, and `z` by itself.
+fn group_of_three(policy: &Arc<Policy>, concurrency: usize, c_lasts: u64) -> World {
+    let mut world = World::new(concurrency)
+        .with("a", policy, 2 * SECOND)
+        .with("b", policy, 2 * SECOND)
+        .with("c", policy, c_lasts)
+        .with("z", policy, 2 * SECOND);
+    for name in ["a", "b", "c"] {
+        world.machines.get_mut(name).unwrap().together = Some("shop");
+    }
+    world
+}
+
+/// By when they started, in seconds: which machines.
+fn starts(world: &World) -> BTreeMap<u64, String> {
+    let mut starts: BTreeMap<u64, String> = BTreeMap::new();
+    for (_, at, name) in &world.started {
+        starts.entry(at / SECOND).or_default().push_str(name);
+    }
+    starts
+}
+
+#[test]
+fn a_group_starts_at_once_or_not_at_all() {
+    // With room, without, and with jitter, which must not part them.
+    for (text, concurrency) in [
+        ("every = '1m'", 8),
+        ("every = '1m'", 2),
+        ("every = '1m'\njitter = '30s'", 3),
+    ] {
+        let mut world = group_of_three(&policy(text), concurrency, 5 * SECOND);
+        world.pass(10 * MINUTE, SECOND);
+        let starts = starts(&world);
+        let of_group = |names: &String| names.contains(['a', 'b', 'c']);
+        let groups: Vec<_> = starts.values().filter(|names| of_group(names)).collect();
+        assert!((9..=11).contains(&groups.len()), "{text}: {starts:?}");
+        for names in groups {
+            assert!(names.contains("abc"), "{text}, {concurrency}: {starts:?}");
+        }
+        let alone = starts.values().filter(|names| names.contains('z')).count();
+        assert!(
+            (9..=11).contains(&alone),
+            "{text}, {concurrency}: {starts:?}"
+        );
+    }
+}
+
+#[test]
+fn a_group_waits_for_one_that_still_runs_but_not_for_ever() {
+    let mut world = group_of_three(&policy("every = '1m'"), 8, 90 * SECOND);
+    world.pass(10 * MINUTE, SECOND);
+    for names in starts(&world).values().filter(|names| names.contains('a')) {
+        assert!(names.contains("abc"), "{:?}", starts(&world));
+    }
+    let mut world = group_of_three(&policy("every = '1m'"), 8, HOUR);
+    world.pass(10 * MINUTE, SECOND);
+    let starts = starts(&world);
+    let without: Vec<_> = starts
+        .values()
+        .filter(|names| names.contains("ab") && !names.contains("abc"))
+        .collect();
+    assert!(without.len() >= 6, "{starts:?}");
+}
+
+#[test]
+fn a_request_or_a_retry_is_one_machines_own_affair() {
+    let policy = policy("every = '1h'");
+    let history = History {
+        first_seen_unix_ns: NOON,
+        counted_unix_ns: Some(NOON + SECOND),
+        point_unix_ns: Some(NOON + SECOND),
+        ended_unix_ns: Some(NOON + 2 * SECOND),
+        ..History::default()
+    };
+    let failed = History {
+        failures: 1,
+        ..history.clone()
+    };
+    let machine = |name, history, standing| Machine {
+        name,
+        policy: &policy,
+        history,
+        standing,
+        together: Some("shop"),
+    };
+    let asked = Standing::Requested(NOON + MINUTE);
+    let all = [
+        machine("a", &history, asked),
+        machine("b", &history, Standing::Idle),
+    ];
+    let plan = plan(NOON + MINUTE, &TimeZone::UTC, 2, &all);
+    assert_eq!(plan.start.len(), 1);
+    assert_eq!(
+        (plan.start[0].why, &plan.start[0].together),
+        (Why::Requested, &None)
+    );
+    assert_eq!(plan.later.len(), 1);
+    // And who failed comes along when the group's time is there.
+    let all = [
+        machine("a", &failed, Standing::Idle),
+        machine("b", &history, Standing::Idle),
+    ];
+    let plan = super::plan(NOON + HOUR, &TimeZone::UTC, 2, &all);
+    let started: Vec<_> = plan
+        .start
+        .iter()
+        .map(|run| run.together.as_deref())
+        .collect();
+    assert_eq!(started, [Some("shop"); 2], "{plan:?}");
 }

@@ -12,6 +12,7 @@ use crate::host::plan::{self, History, Plan, Standing, Upcoming};
 use crate::host::run::{self, Job, Place, Report};
 use crate::host::state::{Fault, MachineRow, Outcome, Remembered, RunRow, State};
 use crate::link::congestion::Congestion;
+use crate::live::{self, Seat};
 use crate::metrics;
 use crate::pace::Pacer;
 use crate::progress::Progress;
@@ -224,8 +225,14 @@ impl Core {
         self.forget_gone(now);
         self.set_rates(now);
         let mut plan = self.plan(now);
-        for upcoming in std::mem::take(&mut plan.start) {
-            if let Err(error) = self.start(now, &upcoming, runs) {
+        let start = std::mem::take(&mut plan.start);
+        let mut seats = self.seats(&start);
+        for upcoming in start {
+            let seat = upcoming
+                .together
+                .as_ref()
+                .and_then(|group| seats.get_mut(group)?.pop());
+            if let Err(error) = self.start(now, &upcoming, seat, runs) {
                 tracing::error!(
                     machine = upcoming.machine,
                     error = error.chain(),
@@ -259,10 +266,11 @@ impl Core {
                     },
                     history: &known.remembered.history,
                     standing: match (&known.running, &known.requested) {
-                        (Some(_), _) => Standing::Running,
+                        (Some(running), _) => Standing::Running(running.row.started_unix_ns),
                         (None, Some(requested)) => Standing::Requested(requested.at_unix_ns),
                         (None, None) => Standing::Idle,
                     },
+                    together: selected.and_then(Selected::together),
                 })
             })
             .collect();
@@ -270,7 +278,34 @@ impl Core {
         plan::plan(now, &service.time_zone, service.concurrency, &machines)
     }
 
-    fn start(&mut self, now: u64, upcoming: &Upcoming, runs: &mut Runs) -> Result<()> {
+    /// Seats for all who are to be frozen together, by their groups.
+    fn seats(&self, start: &[Upcoming]) -> BTreeMap<String, Vec<Seat>> {
+        let mut coming: BTreeMap<&str, usize> = BTreeMap::new();
+        for group in start.iter().filter_map(|run| run.together.as_deref()) {
+            *coming.entry(group).or_default() += 1;
+        }
+        let seats = coming.into_iter().filter_map(|(group, machines)| {
+            let selected = self.known.values().filter_map(|it| it.selected.as_ref());
+            let expected = selected.filter(|it| it.together() == Some(group)).count();
+            match live::seats(group, machines, expected) {
+                Ok(seats) => Some((group.to_owned(), seats)),
+                Err(error) => {
+                    let error = error.chain();
+                    tracing::error!(group, error, "its machines are frozen one by one");
+                    None
+                }
+            }
+        });
+        seats.collect()
+    }
+
+    fn start(
+        &mut self,
+        now: u64,
+        upcoming: &Upcoming,
+        seat: Option<Seat>,
+        runs: &mut Runs,
+    ) -> Result<()> {
         let name = &upcoming.machine;
         let Some(known) = self.known.get_mut(name) else {
             return Ok(());
@@ -320,12 +355,13 @@ impl Core {
             place,
             pacer,
             scratch: self.settings.service.scratch.clone(),
+            seat,
         };
         let span = tracing::info_span!("run", run, machine = name);
         span.in_scope(|| tracing::info!(why = ?upcoming.why, "a backup begins"));
         let work = {
             let (progress, stop) = (Arc::clone(&progress), stop.clone());
-            async move { run::execute(&job, progress, stop).await }
+            async move { run::execute(job, progress, stop).await }
         };
         runs.spawn(name, work.instrument(span));
         known.running = Some(UnderWay {

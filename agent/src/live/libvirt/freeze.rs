@@ -17,6 +17,7 @@ use crate::error::{Error, Kind, Result};
 use crate::live::freeze::{Frozen, FrozenDisk, Order, Ordered};
 use crate::live::scratch::ScratchSettings;
 use crate::live::source::{Broken, LiveSource};
+use crate::live::together::{Seat, Step, Together};
 use crate::live::{FreezeSettings, Quiesce, bitmap};
 use crate::source::{Changes, NbdSource};
 use std::collections::HashSet;
@@ -36,7 +37,7 @@ const INCONSISTENT: &str = "checkpoint inconsistent";
 impl Libvirt {
     /// Freezes all disks of a running domain at one moment, of which `point` will be made in
     /// `repository`. `standing` tells committed and live points by their place in the log, higher for
-    /// later ones.
+    /// later ones. With a `seat` it is frozen together with the other machines of its group.
     ///
     /// # Errors
     /// [`Kind::Conflict`] where somebody else's backup of the domain is under way,
@@ -50,6 +51,7 @@ impl Libvirt {
         repository: RepositoryId,
         point: PointId,
         standing: impl Fn(PointId) -> Option<u64>,
+        seat: Option<Seat>,
     ) -> Result<Frozen> {
         if domain.disks.is_empty() {
             return Err(Error::new(
@@ -70,12 +72,15 @@ impl Libvirt {
             shared: None,
             is_recording: false,
             broken: Broken::default(),
+            seat,
         };
         let (ready, made) = oneshot::channel();
         let (orders, ordered) = oneshot::channel();
         let disks = domain.disks.clone();
         tokio::spawn(async move {
             let making = snapshot.make(&disks, decision, settings).await;
+            // Nobody waits for what is made, nor for what will not be.
+            snapshot.seat = None;
             match making {
                 Err(error) => {
                     snapshot.undo().await;
@@ -97,6 +102,7 @@ impl Libvirt {
             taken_unix_ns: made.taken_unix_ns,
             held: made.held,
             consistency: made.consistency,
+            together: made.together,
             disks: made.disks,
             left_out: domain.left_out,
             orders,
@@ -188,6 +194,7 @@ struct Made {
     taken_unix_ns: u64,
     held: Duration,
     consistency: Consistency,
+    together: Option<Together>,
     disks: Vec<FrozenDisk>,
 }
 
@@ -203,6 +210,8 @@ struct Snapshot {
     /// Whether the new checkpoint is there.
     is_recording: bool,
     broken: Broken,
+    /// Its place among those that are frozen together, until it is.
+    seat: Option<Seat>,
 }
 
 impl Snapshot {
@@ -266,6 +275,7 @@ impl Snapshot {
             taken_unix_ns: instant.taken_unix_ns,
             held: instant.held,
             consistency: instant.consistency,
+            together: self.seat.as_ref().and_then(Seat::outcome),
             disks: shown,
         })
     }
@@ -316,10 +326,19 @@ impl Snapshot {
             begin.push("--checkpointxml".into());
             begin.push(folder.path().join("checkpoint.xml").into());
         }
+        self.meet(Step::Prepared).await;
         let still = self.quiesce(quiesce).await?;
+        self.meet(Step::Still).await;
         let taken_unix_ns = clock::now_unix_ns();
         let started = Instant::now();
         let begun = self.libvirt.virsh(&begin).await;
+        let held = started.elapsed();
+        if begun.is_ok() {
+            if let Some(seat) = &self.seat {
+                seat.took(started, started + held);
+            }
+            self.meet(Step::Taken).await;
+        }
         // Whatever came of it.
         let frozen = match still {
             Some(since) => {
@@ -332,12 +351,19 @@ impl Snapshot {
         self.is_recording = !tracked.is_empty();
         Ok(Instants {
             taken_unix_ns,
-            held: frozen.unwrap_or_else(|| started.elapsed()),
+            held: frozen.unwrap_or(held),
             consistency: match frozen {
                 Some(_) => Consistency::Application,
                 None => Consistency::Crash,
             },
         })
+    }
+
+    /// Waits for the other machines of its group, where there are some.
+    async fn meet(&self, step: Step) {
+        if let Some(seat) = &self.seat {
+            seat.meet(step).await;
+        }
     }
 
     /// Freezes the guest's file systems by its agent. Returns since when they are.
