@@ -5,6 +5,7 @@
 //! | [`config`] | the configuration file: as written → as valid |
 //! | [`control`] | the control socket |
 //! | [`glob`] | patterns of names and paths |
+//! | [`inventory`] | what there is to protect, for people |
 //! | [`machines`] | which machines there are |
 //! | [`plan`] | which machine is backed up next, and when |
 //! | [`run`] | one run: hooks and engine |
@@ -14,6 +15,7 @@
 pub mod config;
 pub mod control;
 pub mod glob;
+pub mod inventory;
 pub mod machines;
 pub mod plan;
 pub mod run;

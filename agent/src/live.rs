@@ -9,7 +9,9 @@
 //! - [`Machine::freeze`]: all its disks at one instant, as [`Frozen`], each a
 //!   [`Source`](crate::source::Source) that knows what changed since which point;
 //! - [`bitmap`]: the discipline by which QEMU's dirty bitmaps never lie, whoever is killed when;
-//! - [`qmp`]: the conversation with QEMU.
+//! - [`qmp`]: the conversation with QEMU;
+//! - [`GuestAgent`]: the conversation with the software in the guest, and [`guard`], who thaws it when
+//!   nobody else does.
 //!
 //! Not a backup: what is read, and whether its point is committed, others decide. Everything needed
 //! to go on after a kill stands in QEMU and in the log; no file of ours is.
@@ -20,6 +22,8 @@
 
 pub mod bitmap;
 mod freeze;
+pub mod guard;
+mod guest_agent;
 pub mod libvirt;
 mod machine;
 mod nodes;
@@ -29,6 +33,7 @@ mod source;
 mod together;
 
 pub use freeze::{FreezeSettings, Frozen, FrozenDisk, Quiesce};
+pub use guest_agent::GuestAgent;
 pub use machine::{Disk, LeftOut, Machine};
 pub use scratch::{SCRATCH_BYTES_MIN, ScratchSettings};
 pub use together::{Seat, Together, seats};

@@ -21,6 +21,11 @@ const RUN_SECONDS: [f64; 12] = [
     1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 1800.0, 3600.0, 7200.0, 14_400.0, 43_200.0, 86_400.0,
 ];
 
+/// How long guests are held, in seconds: from one command to QEMU to a frozen file system.
+const HELD_SECONDS: [f64; 12] = [
+    0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0,
+];
+
 /// How long requests take, in seconds: from an answer out of memory to a pack over a slow line.
 const REQUEST_SECONDS: [f64; 12] = [
     0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 300.0,
@@ -81,6 +86,10 @@ metrics! {
         "Blocks of 4 KiB that a tracker called unchanged and that were compared all the same, by machine";
     HOST_FALSE_CHUNKS: Counter Count "tidegate_host_false_chunks_total",
         "Chunks among them that had changed: a tracker is wrong, by machine";
+    HOST_CAUGHT: Gauge Count "tidegate_host_tracker_caught_probability",
+        "The chance that a tracker which keeps quiet about one block in a thousand would have been caught in the last 7 days, by machine";
+    HOST_HELD_SECONDS: Histogram Seconds "tidegate_host_held_seconds",
+        "How long writes of a guest may have waited for a snapshot, by machine";
     HOST_RUNNING: Gauge Count "tidegate_host_running",
         "Runs under way";
     HOST_WAITING: Gauge Count "tidegate_host_waiting",
@@ -134,6 +143,11 @@ pub fn install() -> Result<PrometheusHandle> {
         .set_buckets_for_metric(
             Matcher::Full(HOST_RUN_SECONDS.name.to_owned()),
             &RUN_SECONDS,
+        )
+        .map_err(broken)?
+        .set_buckets_for_metric(
+            Matcher::Full(HOST_HELD_SECONDS.name.to_owned()),
+            &HELD_SECONDS,
         )
         .map_err(broken)?
         .set_buckets_for_metric(

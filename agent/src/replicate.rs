@@ -32,7 +32,7 @@ mod way;
 mod worker;
 
 pub use audit::caught;
-pub use images::{host_name, name_of, open_images};
+pub use images::{host_name, name_of, open_images, open_snapshots, remember};
 pub use running::{Hypervisor, RunningRequest, RunningSummary, back_up_running};
 
 use crate::blocking::blocking;
@@ -48,7 +48,7 @@ use crate::source::Source;
 use assemble::{Assembled, Landed, assembler};
 use claims::Claims;
 use publish::{Published, Publisher};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -218,7 +218,7 @@ pub struct BackupSummary {
 }
 
 /// How changes of a disk were found.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskTracking {
     /// The disk.
     pub disk: String,

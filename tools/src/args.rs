@@ -136,6 +136,7 @@ pub(crate) enum Command {
     Diff(Diff),
     Restore(Restore),
     Verify(Verify),
+    Machines(Machines),
     Status(Status),
     Run(Run),
     Cancel(Cancel),
@@ -200,12 +201,19 @@ pub(crate) struct Backup {
     /// Let images name backing files and extents below this folder too, besides their own
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) backing_folder: Vec<PathBuf>,
+    /// The images are snapshots that nobody writes to any more: remember on each which point it is, and
+    /// read only what stands in the images above the one that is remembered
+    #[arg(long, conflicts_with_all = ["vm", "qmp"])]
+    pub(crate) snapshot: bool,
     /// Do not check first that the images' tables are whole, which reads all of them
     #[arg(long)]
     pub(crate) skip_check: bool,
     /// How long to keep this recovery point: 12h, 30d, 8w or 1y [default: without an end]
     #[arg(long, value_name = "TIME", value_parser = parse::keep)]
     pub(crate) keep: Option<Duration>,
+    /// Of what is called unchanged, compare so many millionths all the same, at most 256 MiB
+    #[arg(long, value_name = "MILLIONTHS", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(..=1_000_000))]
+    pub(crate) audit_ppm: u32,
     /// Read and compare, but store nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
@@ -405,6 +413,21 @@ pub(crate) struct Service {
     /// The host service's control socket
     #[arg(help_heading = GENERAL, long, value_name = "PATH", env = "TIDEGATE_SOCKET", default_value = DEFAULT_SOCKET, value_hint = ValueHint::FilePath)]
     pub(crate) socket: PathBuf,
+}
+
+/// List the machines of this host, and how each is protected.
+///
+/// What the host service backs up, how, and what nothing takes: machines in no group, domains of libvirt
+/// that no line of the configuration names. It looks for itself and needs no service; without a host.toml
+/// it lists libvirt's domains.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Machines {
+    /// The host service's configuration [default: /etc/tidegate/host.toml, where there is one]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) host_config: Option<PathBuf>,
+    /// Look at this libvirt too [default: those of the configuration]
+    #[arg(long, value_name = "URI")]
+    pub(crate) connect: Option<String>,
 }
 
 /// Show how the machines of this host are: a machine a line.

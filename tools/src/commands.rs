@@ -8,6 +8,7 @@ mod gateway;
 mod host;
 mod init;
 mod key;
+mod machines;
 mod points;
 mod repo;
 mod restore;
@@ -32,6 +33,7 @@ pub(crate) async fn run(args: Args, context: Context) -> Result<Outcome> {
         Command::Diff(args) => diff::run(global, args, &context).await,
         Command::Restore(args) => restore::run(global, args, &context).await,
         Command::Verify(args) => verify::run(global, args, &context).await,
+        Command::Machines(args) => machines::run(args, &context).await,
         Command::Status(args) => service::status(args, &context).await,
         Command::Run(args) => service::run(args, &context).await,
         Command::Cancel(args) => service::cancel(args, &context).await,

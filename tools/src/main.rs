@@ -41,6 +41,9 @@ use tidegate_agent::{Error, Kind, Result};
 use tokio_util::sync::CancellationToken;
 
 fn main() -> ExitCode {
+    if let Some(code) = tidegate_agent::live::guard::be_one_if_asked() {
+        return code;
+    }
     tidegate_agent::allocator::give_back_large_buffers();
     let args = match Args::try_parse() {
         Ok(args) => args,

@@ -12,7 +12,7 @@ use std::ops::Range;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, LazyLock};
 use tidegate_agent::Result;
-use tidegate_agent::nbd::client::Client;
+use tidegate_agent::nbd::client::{ChangeMap, Client};
 use tidegate_agent::nbd::server::{Export, Limits, serve_connection};
 use tidegate_agent::nbd::wire::{
     self, ContextQuery, Go, Info, ReplyHead, Request, chunk, command, handshake, info, option,
@@ -28,6 +28,12 @@ pub(crate) const TARGETS: &[Target] = &[
         held_bytes_max: 4 << 20,
     },
     Target {
+        name: "nbd_change_map",
+        run: change_map,
+        seeds: change_map_seeds,
+        held_bytes_max: 4 << 20,
+    },
+    Target {
         name: "nbd_server",
         run: server,
         seeds: server_seeds,
@@ -40,10 +46,7 @@ const SOCKET_BYTES: usize = 64 << 10;
 
 /// A client of ours asks for the map and reads, some at a time, in and out of order.
 fn client(bytes: &[u8]) {
-    let (ours, mut peer) = UnixStream::pair().unwrap();
-    peer.write_all(&bytes[..bytes.len().min(SOCKET_BYTES)])
-        .unwrap();
-    peer.shutdown(Shutdown::Write).unwrap();
+    let (ours, peer) = saying(bytes);
     let Ok(mut client) = Client::negotiate(ours, "", "the fuzzed disk") else {
         return;
     };
@@ -74,9 +77,39 @@ fn client(bytes: &[u8]) {
     drop(peer);
 }
 
+/// A client of ours asks for what changed, and for what is there.
+fn change_map(bytes: &[u8]) {
+    let (ours, peer) = saying(bytes);
+    let map = ChangeMap::Layers(2);
+    let Ok(mut client) = Client::negotiate_with_changes(ours, "", map, "the fuzzed disk") else {
+        return;
+    };
+    let size_bytes = client.size_bytes();
+    check_map(&mut client, 0..size_bytes, Client::changes);
+    check_allocation(&mut client, 0..size_bytes);
+    check_map(&mut client, size_bytes / 3..size_bytes, Client::changes);
+    drop(peer);
+}
+
+/// Our end of a connection, and a peer that has said it all.
+fn saying(bytes: &[u8]) -> (UnixStream, UnixStream) {
+    let (ours, mut peer) = UnixStream::pair().unwrap();
+    peer.write_all(&bytes[..bytes.len().min(SOCKET_BYTES)])
+        .unwrap();
+    peer.shutdown(Shutdown::Write).unwrap();
+    (ours, peer)
+}
+
 fn check_allocation(client: &mut Client, range: Range<u64>) {
+    check_map(client, range, Client::allocation);
+}
+
+/// One of the client's maps.
+type Map = fn(&mut Client, Range<u64>) -> Result<Vec<Range<u64>>>;
+
+fn check_map(client: &mut Client, range: Range<u64>, map: Map) {
     let range = range.start..range.end.min(range.start.saturating_add(8 << 30));
-    if let Ok(extents) = client.allocation(range.clone()) {
+    if let Ok(extents) = map(client, range.clone()) {
         let mut at = range.start;
         for extent in extents {
             assert!(extent.start >= at && extent.start < extent.end);
@@ -86,50 +119,77 @@ fn check_allocation(client: &mut Client, range: Range<u64>) {
     }
 }
 
-fn client_seeds() -> Vec<Vec<u8>> {
-    let sizes = [100_000, 8192, (1 << 63) - 1, u64::MAX];
-    let negotiation = |size_bytes, structured: bool| {
-        let answer =
-            |option, kind, payload: &[u8]| wire::encode_option_reply(option, kind, payload);
-        let mut said = wire::encode_greeting(handshake::FIXED_NEWSTYLE | handshake::NO_ZEROES);
-        if structured {
-            said.extend(answer(option::STRUCTURED_REPLY, reply::ACK, b""));
-            let context = wire::encode_context(1, wire::BASE_ALLOCATION);
+/// What a server says up to the first request, of a disk of that size with these maps; an old one
+/// without any.
+fn negotiation(size_bytes: u64, contexts: &[&str]) -> Vec<u8> {
+    let answer = |option, kind, payload: &[u8]| wire::encode_option_reply(option, kind, payload);
+    let mut said = wire::encode_greeting(handshake::FIXED_NEWSTYLE | handshake::NO_ZEROES);
+    if contexts.is_empty() {
+        said.extend(answer(option::STRUCTURED_REPLY, reply::ERR_UNSUP, b"old"));
+    } else {
+        said.extend(answer(option::STRUCTURED_REPLY, reply::ACK, b""));
+        for (id, name) in (1..).zip(contexts) {
+            let context = wire::encode_context(id, name);
             said.extend(answer(
                 option::SET_META_CONTEXT,
                 reply::META_CONTEXT,
                 &context,
             ));
-            said.extend(answer(option::SET_META_CONTEXT, reply::ACK, b""));
-        } else {
-            said.extend(answer(option::STRUCTURED_REPLY, reply::ERR_UNSUP, b"old"));
         }
-        let export = Info::Export {
-            size_bytes,
-            flags: 3,
-        };
-        let blocks = Info::BlockSize {
-            min: 512,
-            preferred: 4096,
-            max: 1 << 20,
-        };
-        said.extend(answer(option::GO, reply::INFO, &export.encode()));
-        said.extend(answer(option::GO, reply::INFO, &blocks.encode()));
-        said.extend(answer(option::GO, reply::ACK, b""));
+        said.extend(answer(option::SET_META_CONTEXT, reply::ACK, b""));
+    }
+    let export = Info::Export {
+        size_bytes,
+        flags: 3,
+    };
+    let blocks = Info::BlockSize {
+        min: 512,
+        preferred: 4096,
+        max: 1 << 20,
+    };
+    said.extend(answer(option::GO, reply::INFO, &export.encode()));
+    said.extend(answer(option::GO, reply::INFO, &blocks.encode()));
+    said.extend(answer(option::GO, reply::ACK, b""));
+    said
+}
+
+fn piece(cookie: u64, kind: u16, flags: u16, payload: &[u8]) -> Vec<u8> {
+    let head = ReplyHead::Chunk {
+        flags,
+        kind,
+        cookie,
+        length: u32::try_from(payload.len()).unwrap(),
+    };
+    [head.encode(), payload.to_vec()].concat()
+}
+
+fn change_map_seeds() -> Vec<Vec<u8>> {
+    let contexts = [wire::BASE_ALLOCATION, wire::ALLOCATION_DEPTH];
+    let seeds = [100_000, 1 << 40].map(|size_bytes: u64| {
+        let mut said = negotiation(size_bytes, &contexts);
+        let whole = u32::try_from(size_bytes.min(1 << 30)).unwrap();
+        let depths = [(4096, 1), (4096, 3), (8192, 2), (whole - 16_384, 0)];
+        for cookie in 0..4 {
+            let allocated = wire::encode_status(1, &[(whole, 0)]);
+            let depths = wire::encode_status(2, &depths);
+            said.extend(piece(cookie, chunk::BLOCK_STATUS, 0, &allocated));
+            said.extend(piece(
+                cookie,
+                chunk::BLOCK_STATUS,
+                chunk::FLAG_DONE,
+                &depths,
+            ));
+        }
         said
-    };
-    let piece = |cookie, kind, flags, payload: &[u8]| {
-        let head = ReplyHead::Chunk {
-            flags,
-            kind,
-            cookie,
-            length: u32::try_from(payload.len()).unwrap(),
-        };
-        [head.encode(), payload.to_vec()].concat()
-    };
+    });
+    seeds.to_vec()
+}
+
+fn client_seeds() -> Vec<Vec<u8>> {
+    let sizes = [100_000, 8192, (1 << 63) - 1, u64::MAX];
     let mut seeds = Vec::new();
     for size_bytes in sizes {
-        let mut said = negotiation(size_bytes, true);
+        let mut said = negotiation(size_bytes, &[wire::BASE_ALLOCATION]);
         let whole = u32::try_from(size_bytes.min(1 << 30)).unwrap();
         let status = wire::encode_status(1, &[(4096, 0), (whole.saturating_sub(4096).max(1), 3)]);
         said.extend(piece(0, chunk::BLOCK_STATUS, chunk::FLAG_DONE, &status));
@@ -147,7 +207,7 @@ fn client_seeds() -> Vec<Vec<u8>> {
             &data(4096, 4096),
         ));
         seeds.push(said);
-        let mut simple = negotiation(size_bytes, false);
+        let mut simple = negotiation(size_bytes, &[]);
         for cookie in 0..3 {
             simple.extend(ReplyHead::Simple { error: 0, cookie }.encode());
             simple.extend([cookie.to_le_bytes()[0]; 512]);

@@ -12,6 +12,7 @@ use std::time::Duration;
 use tidegate_agent::gateway::{self, GatewayConfig};
 use tidegate_agent::host::config::{DEFAULT_FILE, Settings};
 use tidegate_agent::host::service;
+use tidegate_agent::live::guard;
 use tidegate_agent::{Error, Kind, Result, metrics};
 use tracing::{Level, Metadata};
 use tracing_subscriber::EnvFilter;
@@ -88,6 +89,9 @@ enum Role {
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = guard::be_one_if_asked() {
+        return code;
+    }
     tidegate_agent::allocator::give_back_large_buffers();
     let args = match Args::try_parse() {
         Ok(args) => args,

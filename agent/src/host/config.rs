@@ -130,6 +130,8 @@ pub struct Policy {
     pub keep: Keep,
     /// Whether the software in a guest is asked to be still for the moment; not by default.
     pub quiesce: Quiesce,
+    /// How many millionths of what a tracker calls unchanged are compared all the same; 1000 by default.
+    pub audit_ppm: u32,
     /// Run before a backup.
     pub pre: Option<Hook>,
     /// What becomes of the run when that fails.
@@ -253,6 +255,8 @@ pub enum Find {
     Domains {
         /// Of names.
         pattern: String,
+        /// Of tags, one of which must fit: what operators write into a domain's metadata.
+        tag: Option<String>,
         /// The libvirt that is meant; the one of `virsh` by default.
         connect: Option<String>,
     },
@@ -328,6 +332,16 @@ impl Settings {
         let machines =
             machines.map(|name| format!("machine.{name} is in no group: it is not backed up"));
         let unused = |what: &str, name: &str| format!("{what}.{name} is used by no group");
+        let unaudited = self
+            .policies
+            .values()
+            .filter(|policy| policy.audit_ppm == 0);
+        let unaudited = unaudited.map(|policy| {
+            format!(
+                "policy.{} believes what tracks changes without looking (audit_ppm = 0)",
+                policy.name
+            )
+        });
         let policies = self
             .policies
             .keys()
@@ -338,7 +352,11 @@ impl Settings {
             .keys()
             .filter(|name| !self.groups.values().any(|group| group.repository == **name))
             .map(|name| unused("repository", name));
-        machines.chain(policies).chain(repositories).collect()
+        machines
+            .chain(policies)
+            .chain(repositories)
+            .chain(unaudited)
+            .collect()
     }
 }
 

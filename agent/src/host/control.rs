@@ -150,8 +150,26 @@ pub struct MachineStatus {
     pub next_why: Option<Why>,
     /// The run under way.
     pub running: Option<Running>,
+    /// What its trackers were worth over the last seven days.
+    pub audit: AuditStatus,
+    /// Requests to the store that its runs made, an hour, over the last day.
+    pub requests_per_hour: f64,
+    /// The longest time that writes of its guest may have waited for a snapshot, over the last day, in
+    /// seconds.
+    pub held_seconds_max: f64,
     /// Bytes of disk a second that the run under way deals with, or the last good one did.
     pub bytes_per_second: Option<f64>,
+}
+
+/// What comparing at random what trackers call unchanged has come to.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct AuditStatus {
+    /// Blocks of 4 KiB that were compared.
+    pub blocks: u64,
+    /// Chunks among them that had changed: more than none, and the tracker is wrong.
+    pub false_chunks: u64,
+    /// The chance that a tracker which keeps quiet about one block in a thousand would have been caught.
+    pub caught_probability: f64,
 }
 
 /// What a machine is doing.

@@ -7,14 +7,14 @@
 
 use super::config::{Find, Group, Origin, Pattern, Policy, RepositorySettings, Settings};
 use super::glob;
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, Result};
 use crate::live::libvirt::{DomainName, Libvirt};
 use crate::name;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 
 /// A machine and all that is to be done with it.
@@ -54,38 +54,101 @@ pub struct Selection {
 /// How long libvirt may take for one look.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(10);
 
+/// For how long a domain's tags are believed: each has to be asked for by itself.
+const TAGS_AGE_MAX: Duration = Duration::from_secs(60);
+
 /// The domains of each libvirt that was asked, when it answered last.
 #[derive(Debug, Default)]
-pub struct Domains(Mutex<HashMap<Option<String>, Vec<DomainName>>>);
+pub struct Domains(Mutex<Answers>);
+
+#[derive(Debug, Default)]
+struct Answers {
+    domains: HashMap<Option<String>, Vec<DomainName>>,
+    /// By libvirt and UUID.
+    tags: HashMap<(Option<String>, String), (Instant, Vec<String>)>,
+}
 
 impl Domains {
     /// The domains there are; those of before, and why, where libvirt does not answer. Blocks.
     fn list(&self, connect: &Option<String>) -> (Vec<DomainName>, Option<Error>) {
-        let libvirt = Libvirt::new(connect.clone());
-        let asked = match Handle::try_current() {
-            Ok(runtime) => runtime.block_on(async {
-                let answer = tokio::time::timeout(ANSWER_TIME_MAX, libvirt.domains());
-                answer.await.unwrap_or_else(|_| {
-                    Err(Error::new(
-                        Kind::Unavailable,
-                        format!(
-                            "libvirt did not answer within {} s",
-                            ANSWER_TIME_MAX.as_secs()
-                        ),
-                    ))
-                })
-            }),
-            Err(error) => Err(Error::new(Kind::Bug, "no runtime to ask libvirt").caused_by(error)),
-        };
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let asked = ask(Libvirt::new(connect.clone()).domains());
+        let mut known = self.lock();
         match asked {
             Ok(domains) => {
-                known.insert(connect.clone(), domains.clone());
+                known.tags.retain(|(of, uuid), _| {
+                    of != connect || domains.iter().any(|domain| domain.uuid == *uuid)
+                });
+                known.domains.insert(connect.clone(), domains.clone());
                 (domains, None)
             }
-            Err(error) => (known.get(connect).cloned().unwrap_or_default(), Some(error)),
+            Err(error) => {
+                let before = known.domains.get(connect).cloned();
+                (before.unwrap_or_default(), Some(error))
+            }
         }
     }
+
+    /// Of these domains those with a tag that fits; and why, where some could not be asked for theirs,
+    /// and nobody knows. Blocks.
+    fn tagged(
+        &self,
+        connect: &Option<String>,
+        domains: Vec<DomainName>,
+        pattern: &str,
+    ) -> (Vec<DomainName>, Option<Error>) {
+        let libvirt = Libvirt::new(connect.clone());
+        let mut failure = None;
+        let mut tagged = Vec::new();
+        for domain in domains {
+            let key = (connect.clone(), domain.uuid.clone());
+            let known = self.lock().tags.get(&key).cloned();
+            let is_fresh = |(asked, _): &(Instant, _)| asked.elapsed() < TAGS_AGE_MAX;
+            let tags = match known {
+                Some(known) if failure.is_some() || is_fresh(&known) => known.1,
+                None if failure.is_some() => continue,
+                known => match ask(libvirt.tags(&domain)) {
+                    Ok(tags) => {
+                        let answer = (Instant::now(), tags.clone());
+                        self.lock().tags.insert(key, answer);
+                        tags
+                    }
+                    // Gone since it was listed.
+                    Err(error) if error.kind() == Kind::Missing => continue,
+                    // Who does not answer for one is not asked for the others.
+                    Err(error) => {
+                        failure = Some(error);
+                        known.map(|(_, tags)| tags).unwrap_or_default()
+                    }
+                },
+            };
+            if tags.iter().any(|tag| glob::matches(pattern, tag)) {
+                tagged.push(domain);
+            }
+        }
+        (tagged, failure)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Answers> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An answer of libvirt's, in time. Blocks.
+fn ask<T>(question: impl Future<Output = Result<T>>) -> Result<T> {
+    let runtime = Handle::try_current()
+        .map_err(|error| Error::new(Kind::Bug, "no runtime to ask libvirt").caused_by(error))?;
+    runtime.block_on(async {
+        let answer = tokio::time::timeout(ANSWER_TIME_MAX, question);
+        answer.await.unwrap_or_else(|_| {
+            Err(Error::new(
+                Kind::Unavailable,
+                format!(
+                    "libvirt did not answer within {} s",
+                    ANSWER_TIME_MAX.as_secs()
+                ),
+            ))
+        })
+    })
 }
 
 /// Looks which machines there are. Blocks: it reads folders and asks libvirt, where one is named.
@@ -112,6 +175,7 @@ pub fn select(settings: &Settings, domains: &Domains) -> Selection {
                 .collect(),
             Find::Domains {
                 pattern: names,
+                tag,
                 connect,
             } => {
                 let all = answers.entry(connect).or_insert_with(|| {
@@ -125,14 +189,20 @@ pub fn select(settings: &Settings, domains: &Domains) -> Selection {
                     }
                     all
                 });
-                domains_by(
-                    names,
-                    connect,
-                    pattern,
-                    all,
-                    &mut claimed,
-                    &mut selection.remarks,
-                )
+                let mut all = all.clone();
+                all.retain(|domain| glob::matches(names, &domain.name));
+                if let Some(tag) = tag {
+                    let (tagged, failure) = domains.tagged(connect, all, tag);
+                    if let Some(error) = failure {
+                        selection.is_partial = true;
+                        selection.remarks.push(format!(
+                            "what machines are tagged with is known of before only: {}",
+                            error.chain()
+                        ));
+                    }
+                    all = tagged;
+                }
+                domains_by(connect, pattern, &all, &mut claimed, &mut selection.remarks)
             }
         };
         for (name, origin) in here {
@@ -217,9 +287,8 @@ fn images(
     here
 }
 
-/// Domains that a pattern finds.
+/// Domains that a pattern finds, by the machines that they make.
 fn domains_by(
-    names: &str,
     connect: &Option<String>,
     pattern: &Pattern,
     all: &[DomainName],
@@ -234,11 +303,7 @@ fn domains_by(
             .exclude
             .iter()
             .any(|out| glob::matches(out, &domain.name));
-        if !glob::matches(names, &domain.name)
-            || left_out
-            || is_claimed
-            || !claimed.domains.insert(claim(&domain.name))
-        {
+        if left_out || is_claimed || !claimed.domains.insert(claim(&domain.name)) {
             continue;
         }
         let Some(name) = name::fit(&pattern.name.replace("{name}", &domain.name)) else {
@@ -385,7 +450,7 @@ mod tests {
             uuid: format!("uuid of {name}"),
             name: name.to_owned(),
         };
-        let Find::Domains { pattern, connect } = &settings.patterns[0].find else {
+        let Find::Domains { connect, .. } = &settings.patterns[0].find else {
             panic!("{:?}", settings.patterns);
         };
         let all = ["db01", "web 01", "web_01", "web01", "web01-scratch"].map(domain);
@@ -396,7 +461,6 @@ mod tests {
             .for_each(|origin| claimed.claim(origin));
         let mut remarks = Vec::new();
         let found = domains_by(
-            pattern,
             connect,
             &settings.patterns[0],
             &all,

@@ -8,7 +8,7 @@ mod hook;
 
 use super::config::{Group, OnFailure, Origin};
 use super::machines::Selected;
-use super::state::Outcome;
+use super::state::{FrozenRow, Outcome};
 use crate::blocking::blocking;
 use crate::error::{Error, Kind, Result};
 use crate::link::congestion::Congestion;
@@ -25,6 +25,7 @@ use crate::store::Store;
 use crate::{durable, host::config::RepositorySettings};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
@@ -58,6 +59,8 @@ pub struct Report {
     pub error: Option<Error>,
     /// What went wrong besides.
     pub warning: Option<String>,
+    /// What came of freezing a machine that runs, and of tracking its changes.
+    pub frozen: Option<FrozenRow>,
 }
 
 /// A repository that is opened when it is first needed, and again after it was refused.
@@ -204,6 +207,7 @@ async fn back_up(
     };
     let mut settings = job.place.settings.backup();
     settings.pacer = Some(Arc::clone(&job.pacer));
+    settings.audit_ppm = job.selected.policy.audit_ppm;
     let done = async {
         let (images, reading) = match &job.selected.origin {
             Origin::Images { images, reading } => (images, reading),
@@ -304,6 +308,13 @@ impl Running<'_> {
             held_seconds = done.held_seconds,
             "the machine was frozen"
         );
+        report.frozen = Some(FrozenRow {
+            consistency: done.consistency.to_owned(),
+            held_ns: u64::try_from(Duration::from_secs_f64(done.held_seconds).as_nanos())
+                .unwrap_or(u64::MAX),
+            tracking: done.backup.tracking.clone(),
+            left_out: done.left_out.clone(),
+        });
         if was_to_meet && let Some(apart) = apart(&selected.group, done.together.as_ref()) {
             tracing::warn!("{apart}");
             warn(report, apart);

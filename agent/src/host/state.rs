@@ -14,6 +14,8 @@ mod file;
 
 use crate::error::{Error, Result};
 use crate::host::plan::History;
+use crate::live::LeftOut;
+use crate::replicate::DiskTracking;
 use file::StateFile;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -25,6 +27,10 @@ use std::time::Duration;
 
 /// Runs of a machine that are kept.
 pub const RUNS_KEPT: u32 = 500;
+
+/// For how many hours it is remembered what a machine's runs came to: a week.
+pub const HOURS_KEPT: u64 = 7 * 24;
+const HOUR_NS: u64 = 3_600_000_000_000;
 
 /// How soon what could not be written is tried again.
 const RETRY_EVERY: Duration = Duration::from_secs(5);
@@ -96,6 +102,47 @@ pub struct RunRow {
     pub error: Option<Fault>,
     /// What went wrong without failing it.
     pub warning: Option<String>,
+    /// Of a machine that was read as its hypervisor runs it: what came of freezing and tracking.
+    #[serde(default)]
+    pub frozen: Option<FrozenRow>,
+}
+
+/// What came of freezing a machine and of tracking its changes, as it is remembered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FrozenRow {
+    /// What the point is worth to the software in the machine: offline, crash or application.
+    pub consistency: String,
+    /// How long writes of the guest may have waited, in nanoseconds.
+    pub held_ns: u64,
+    /// What is known of each disk's tracker.
+    pub tracking: Vec<DiskTracking>,
+    /// What looks like a disk and is not in the point, and why.
+    pub left_out: Vec<LeftOut>,
+}
+
+/// What the runs of a machine that ended within one hour came to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Hour {
+    /// Runs.
+    pub runs: u64,
+    /// Requests to the store of those that made a point.
+    pub requests: u64,
+    /// Blocks of 4 KiB that trackers called unchanged, and that were compared.
+    pub audited_blocks: u64,
+    /// Chunks among them that had changed.
+    pub false_chunks: u64,
+    /// The longest time that writes of the guest may have waited, in nanoseconds.
+    pub held_ns_max: u64,
+}
+
+impl Hour {
+    fn add(&mut self, other: &Self) {
+        self.runs += other.runs;
+        self.requests += other.requests;
+        self.audited_blocks += other.audited_blocks;
+        self.false_chunks += other.false_chunks;
+        self.held_ns_max = self.held_ns_max.max(other.held_ns_max);
+    }
 }
 
 /// An error, as it is remembered and told.
@@ -141,9 +188,32 @@ pub struct Remembered {
     pub last: Option<RunRow>,
     /// Its last run that made a point.
     pub last_ok: Option<RunRow>,
+    /// What its runs came to, by hours since 1970.
+    pub hours: BTreeMap<u64, Hour>,
 }
 
 impl Remembered {
+    /// Counts a run that has ended. Says what its hour came to.
+    pub fn count(&mut self, ended_unix_ns: u64, run: &Hour) -> (u64, Hour) {
+        let number = ended_unix_ns / HOUR_NS;
+        // Also what a clock ahead has left in the future.
+        self.hours
+            .retain(|hour, _| number.abs_diff(*hour) < HOURS_KEPT);
+        let hour = self.hours.entry(number).or_default();
+        hour.add(run);
+        (number, *hour)
+    }
+
+    /// What its runs came to within that many hours up to now, the one that has begun counted whole.
+    pub fn within(&self, now_unix_ns: u64, hours: u64) -> Hour {
+        let now = now_unix_ns / HOUR_NS;
+        let mut sum = Hour::default();
+        for (_, hour) in self.hours.range((now + 1).saturating_sub(hours)..=now) {
+            sum.add(hour);
+        }
+        sum
+    }
+
     /// Takes a run that has ended into account.
     pub fn add(&mut self, run: RunRow) {
         let history = &mut self.history;
@@ -184,6 +254,7 @@ impl Remembered {
 
 enum Row {
     Run(Box<RunRow>),
+    Hour(String, u64, Hour),
     Machine(MachineRow),
     Forget(String),
 }
@@ -244,6 +315,11 @@ impl State {
     /// Remembers a run: its beginning, and later the same with its end.
     pub fn save_run(&self, run: RunRow) {
         self.send(Row::Run(Box::new(run)));
+    }
+
+    /// Remembers what an hour of a machine came to so far.
+    pub fn save_hour(&self, machine: &str, number: u64, hour: Hour) {
+        self.send(Row::Hour(machine.to_owned(), number, hour));
     }
 
     /// Remembers a machine.

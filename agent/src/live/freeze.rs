@@ -8,6 +8,8 @@
 //! leaves, the next connection brings back.
 
 use super::bitmap::{self, Action, Base, Lost, Turn};
+use super::guard::Guard;
+use super::guest_agent::GuestAgent;
 use super::machine::{Disk, LeftOut, Machine};
 use super::nodes::{self, Node, Server};
 use super::qmp::Qmp;
@@ -23,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -155,6 +158,7 @@ impl Machine {
         let mut snapshot = Snapshot {
             qmp: self.qmp,
             name: self.name.clone(),
+            agent: self.agent,
             parts,
             scratch: None,
             server: Server::NotOurs,
@@ -186,7 +190,7 @@ impl Machine {
             uuid: self.uuid,
             taken_unix_ns: made.taken_unix_ns,
             held: made.held,
-            consistency: Consistency::Crash,
+            consistency: made.consistency,
             together: made.together,
             disks: made.disks,
             left_out: self.left_out,
@@ -226,6 +230,7 @@ impl Frozen {
 struct Made {
     taken_unix_ns: u64,
     held: Duration,
+    consistency: Consistency,
     together: Option<Together>,
     disks: Vec<FrozenDisk>,
 }
@@ -241,6 +246,8 @@ struct Part {
 struct Snapshot {
     qmp: Qmp,
     name: String,
+    /// The socket of the guest's agent.
+    agent: Option<PathBuf>,
     parts: Vec<Part>,
     scratch: Option<Scratch>,
     /// Whether the NBD server was started by us.
@@ -255,6 +262,7 @@ struct Snapshot {
 impl Snapshot {
     async fn make(&mut self, settle: Vec<Value>, settings: FreezeSettings) -> Result<Made> {
         self.transact(settle).await?;
+        let quiesce = settings.quiesce;
         let scratch = blocking(move || Scratch::new(settings.scratch)).await?;
         let scratch = self.scratch.insert(scratch);
         for (number, part) in self.parts.iter().enumerate() {
@@ -281,13 +289,25 @@ impl Snapshot {
         self.transact(self.actions(Turn::begin)).await?;
         self.recording = true;
         self.meet(Step::Prepared).await;
+        let still = self.quiesce(quiesce).await?;
         self.meet(Step::Still).await;
         let begun = Instant::now();
-        let (taken_unix_ns, held) = self.instant().await?;
-        if let Some(seat) = &self.seat {
-            seat.took(begun, begun + held);
+        let taken = self.instant().await;
+        if let (Some(seat), Ok((_, held))) = (&self.seat, &taken) {
+            seat.took(begun, begun + *held);
         }
         self.meet(Step::Taken).await;
+        // Whatever came of it.
+        let stilled = match still {
+            Some(still) => Some(still.thaw(&self.name).await),
+            None => None,
+        };
+        let (taken_unix_ns, held) = taken?;
+        let (stilled, was_still) = stilled.unzip();
+        let was_still = was_still.unwrap_or(false);
+        if quiesce == Quiesce::Require && !was_still {
+            return Err(not_still(&self.name));
+        }
         let together = self.seat.as_ref().and_then(Seat::outcome);
         self.transact(self.actions(Turn::freeze)).await?;
         let mut disks = Vec::new();
@@ -296,7 +316,11 @@ impl Snapshot {
         }
         Ok(Made {
             taken_unix_ns,
-            held,
+            held: stilled.unwrap_or(held),
+            consistency: match was_still {
+                true => Consistency::Application,
+                false => Consistency::Crash,
+            },
             together,
             disks,
         })
@@ -306,6 +330,25 @@ impl Snapshot {
     async fn meet(&self, step: Step) {
         if let Some(seat) = &self.seat {
             seat.meet(step).await;
+        }
+    }
+
+    /// Freezes the guest's file systems by its agent.
+    async fn quiesce(&self, how: Quiesce) -> Result<Option<Still>> {
+        if how == Quiesce::Off {
+            return Ok(None);
+        }
+        match Still::begin(self.agent.as_deref()).await {
+            Ok(still) => Ok(Some(still)),
+            Err(error) if how == Quiesce::Require => Err(not_still(&self.name).caused_by(error)),
+            Err(error) => {
+                tracing::warn!(
+                    machine = self.name,
+                    error = error.chain(),
+                    "the guest agent does not answer: the point is as after a power cut"
+                );
+                Ok(None)
+            }
         }
     }
 
@@ -514,6 +557,83 @@ impl Snapshot {
             .await
             .map(drop)
     }
+}
+
+/// A guest whose file systems are frozen.
+struct Still {
+    since: Instant,
+    agent: GuestAgent,
+    guard: Guard,
+}
+
+impl Still {
+    async fn begin(socket: Option<&Path>) -> Result<Self> {
+        let socket = socket.ok_or_else(|| {
+            Error::new(
+                Kind::Unavailable,
+                "QEMU has no channel to a guest agent (org.qemu.guest_agent.0) on a unix socket",
+            )
+        })?;
+        let mut agent = GuestAgent::connect(socket).await?;
+        if agent.is_frozen().await? {
+            tracing::warn!("the guest was found frozen, and is thawed first");
+            agent.thaw().await?;
+        }
+        let guard = Guard::over_agent(&agent)?;
+        let since = Instant::now();
+        let error = match agent.freeze().await {
+            Ok(1..) => {
+                return Ok(Self {
+                    since,
+                    agent,
+                    guard,
+                });
+            }
+            Ok(0) => Error::new(Kind::Unavailable, "the guest has no file system to freeze"),
+            Err(error) => error,
+        };
+        // It may have frozen some, or all and told us too late.
+        if agent.thaw().await.is_ok() {
+            guard.dismiss().await;
+        }
+        Err(error)
+    }
+
+    /// Ends the stillness. Says how long it lasted, and whether it lasted until now.
+    async fn thaw(mut self, machine: &str) -> (Duration, bool) {
+        let was_still = self.agent.is_frozen().await.unwrap_or(false);
+        let thawed = self.agent.thaw().await;
+        let held = self.since.elapsed();
+        match thawed {
+            Ok(count) => {
+                self.guard.dismiss().await;
+                if !was_still || count == 0 {
+                    tracing::warn!(
+                        machine,
+                        "the guest was thawed before the moment: the point is as after a power cut"
+                    );
+                }
+                (held, was_still && count > 0)
+            }
+            Err(error) => {
+                tracing::error!(
+                    machine,
+                    error = error.chain(),
+                    "the guest's file systems could not be thawed; their guard goes on trying"
+                );
+                (held, false)
+            }
+        }
+    }
+}
+
+/// The software in a machine had to be still at the moment, and was not.
+pub(super) fn not_still(machine: &str) -> Error {
+    Error::new(
+        Kind::Unavailable,
+        format!("the software in machine {machine:?} could not be frozen for the moment"),
+    )
+    .advise("look whether qemu-guest-agent runs in it and has its channel")
 }
 
 /// Changes to a disk's bitmaps in QEMU's words.

@@ -49,6 +49,22 @@ impl Libvirt {
         Self { uri }
     }
 
+    /// The daemon that was named.
+    pub(super) fn uri(&self) -> Option<&str> {
+        self.uri.as_deref()
+    }
+
+    /// Thaws a domain's file systems by its agent. Says how many were frozen.
+    pub(super) async fn thaw(&self, uuid: &str) -> Result<u64> {
+        let told = self.virsh(&["domfsthaw", "--domain", uuid]).await?;
+        // "Thawed 2 filesystem(s)"
+        let count = told.split_whitespace().find_map(|word| word.parse().ok());
+        count.ok_or_else(|| {
+            let told = told.trim().escape_debug();
+            Error::new(Kind::Unavailable, format!("virsh domfsthaw says {told}"))
+        })
+    }
+
     /// Every domain, running or not.
     ///
     /// # Errors
@@ -57,6 +73,15 @@ impl Libvirt {
     pub async fn domains(&self) -> Result<Vec<DomainName>> {
         let told = self.virsh(&["list", "--all", "--uuid", "--name"]).await?;
         Ok(told.lines().filter_map(DomainName::parse).collect())
+    }
+
+    /// What the operator tagged a domain with; see [`Domain::tags`].
+    ///
+    /// # Errors
+    /// [`Kind::Missing`] where it is gone.
+    pub async fn tags(&self, domain: &DomainName) -> Result<Vec<String>> {
+        let told = self.virsh(&["dumpxml", "--domain", &domain.uuid]).await?;
+        domain::tags_of(domain, &told)
     }
 
     /// The domain of that name or UUID, as it is now.

@@ -11,7 +11,7 @@ use crate::name;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The oldest QEMU whose `copy-before-write` can break the snapshot in place of the guest's write.
 const VERSION_MIN: Version = Version {
@@ -19,6 +19,9 @@ const VERSION_MIN: Version = Version {
     minor: 1,
     micro: 0,
 };
+
+/// The channel that a guest's agent listens at.
+const AGENT_CHANNEL: &str = "org.qemu.guest_agent.0";
 
 /// A running machine, and the connection to its monitor.
 #[derive(Debug)]
@@ -32,6 +35,8 @@ pub struct Machine {
     pub disks: Vec<Disk>,
     /// What looks like a disk and is not protected.
     pub left_out: Vec<LeftOut>,
+    /// The socket of the channel to the guest's agent, where it has one.
+    pub agent: Option<PathBuf>,
 }
 
 /// A disk of a running machine.
@@ -53,7 +58,7 @@ pub struct Disk {
 }
 
 /// A block device that is not protected.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeftOut {
     /// What the operator may know it by.
     pub name: String,
@@ -88,6 +93,19 @@ pub(super) struct Inserted {
 struct Image {
     virtual_size: u64,
     format_specific: Option<Value>,
+}
+
+#[derive(Deserialize)]
+struct QomChild {
+    name: String,
+    #[serde(rename = "type")]
+    kind: String,
+}
+
+#[derive(Deserialize)]
+struct CharacterDevice {
+    label: String,
+    filename: String,
 }
 
 #[derive(Deserialize)]
@@ -141,8 +159,10 @@ impl Machine {
             uuid,
             disks: Vec::new(),
             left_out: Vec::new(),
+            agent: None,
         };
         machine.look().await?;
+        machine.agent = machine.find_agent().await?;
         Ok(machine)
     }
 
@@ -166,6 +186,39 @@ impl Machine {
             }
         }
         Ok(())
+    }
+
+    /// Finds the channel to the guest's agent, by the name that agents look for.
+    async fn find_agent(&mut self) -> Result<Option<PathBuf>> {
+        for parent in ["/machine/peripheral", "/machine/peripheral-anon"] {
+            let children: Vec<QomChild> = self
+                .qmp
+                .query("qom-list", json!({ "path": parent }))
+                .await?;
+            for child in children {
+                if child.kind != "child<virtserialport>" {
+                    continue;
+                }
+                let path = format!("{parent}/{}", child.name);
+                if self.text_property(&path, "name").await? != AGENT_CHANNEL {
+                    continue;
+                }
+                let channel = self.text_property(&path, "chardev").await?;
+                let backends: Vec<CharacterDevice> =
+                    self.qmp.query("query-chardev", Value::Null).await?;
+                let backend = backends.into_iter().find(|it| it.label == channel);
+                return Ok(backend.and_then(|it| socket_of(&it.filename)));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn text_property(&mut self, path: &str, property: &str) -> Result<String> {
+        let value: Value = self
+            .qmp
+            .execute("qom-get", json!({ "path": path, "property": property }))
+            .await?;
+        Ok(value.as_str().unwrap_or_default().to_owned())
     }
 
     /// A device as a disk, or why it is none.
@@ -225,6 +278,13 @@ impl Machine {
                 .collect(),
         }))
     }
+}
+
+/// The path of a listening socket in QEMU's words: `disconnected:unix:/run/web01.qga,server=on`.
+fn socket_of(described: &str) -> Option<PathBuf> {
+    let described = described.strip_prefix("disconnected:").unwrap_or(described);
+    let (path, _) = described.strip_prefix("unix:")?.rsplit_once(",server=on")?;
+    Some(path.into())
 }
 
 impl BlockDevice {

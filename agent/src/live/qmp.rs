@@ -66,6 +66,8 @@ pub struct Handicap {
     pub dies_after: Option<u64>,
     /// Before each command.
     pub pause: Duration,
+    /// Before that command.
+    pub pause_before: Option<(&'static str, Duration)>,
 }
 
 /// QEMU's version, as it says at the greeting.
@@ -263,6 +265,11 @@ impl Qmp {
         #[cfg(feature = "testing")]
         {
             tokio::time::sleep(self.handicap.pause).await;
+            if let Some((slow, pause)) = self.handicap.pause_before
+                && slow == command
+            {
+                tokio::time::sleep(pause).await;
+            }
             if let Some(left) = &mut self.handicap.dies_after {
                 if *left == 0 {
                     self.dead = true;

@@ -43,6 +43,7 @@ pub struct Client {
     /// For messages: the disk that the operator would recognise.
     name: String,
     export: ExportFacts,
+    change_map: Option<ChangeMap>,
     next_cookie: u64,
     waiting: HashMap<u64, Waiting>,
     in_flight: usize,
@@ -66,8 +67,35 @@ struct ExportFacts {
 struct Contexts {
     /// `base:allocation`.
     allocation: Option<u32>,
-    /// The dirty bitmap that was asked for.
+    /// The map of changes that was asked for.
     changes: Option<u32>,
+}
+
+/// What a server is to tell of changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ChangeMap {
+    /// QEMU's dirty bitmap of this name.
+    Bitmap(String),
+    /// What stands in one of so many images of a chain, from the topmost on
+    /// (`qemu:allocation-depth`).
+    Layers(u32),
+}
+
+impl ChangeMap {
+    fn context(&self) -> String {
+        match self {
+            Self::Bitmap(name) => format!("{}{name}", wire::DIRTY_BITMAP_PREFIX),
+            Self::Layers(_) => wire::ALLOCATION_DEPTH.to_owned(),
+        }
+    }
+
+    fn names(&self, state: u32) -> bool {
+        match self {
+            Self::Bitmap(_) => state & wire::STATE_DIRTY != 0,
+            // 0 stands in no image at all.
+            Self::Layers(count) => (1..=*count).contains(&state),
+        }
+    }
 }
 
 /// A read that was started and not yet finished. Belongs to the client that started it.
@@ -107,17 +135,6 @@ enum Map {
     Changes,
 }
 
-impl Map {
-    /// True where the state of an extent says that it belongs into the map.
-    fn names(self, state: u32) -> bool {
-        match self {
-            // A hole that does not promise zeros may read as anything.
-            Self::Allocation => state & wire::STATE_ZERO == 0,
-            Self::Changes => state & wire::STATE_DIRTY != 0,
-        }
-    }
-}
-
 /// An error that the server answered, which leaves the connection alive.
 #[derive(Debug)]
 struct Refusal {
@@ -155,17 +172,17 @@ impl Client {
         Self::negotiate(open(socket, name)?, export, name)
     }
 
-    /// The same, together with QEMU's dirty bitmap `bitmap` of the export; see [`Self::changes`].
+    /// The same, together with a map of changes; see [`Self::changes`].
     ///
     /// # Errors
-    /// [`Kind::Unavailable`] also when the export does not show that bitmap.
-    pub fn connect_with_bitmap(
+    /// [`Kind::Unavailable`] also when the export does not show that map.
+    pub fn connect_with_changes(
         socket: &Path,
         export: &str,
-        bitmap: &str,
+        map: ChangeMap,
         name: &str,
     ) -> Result<Self> {
-        Self::negotiate_with_bitmap(open(socket, name)?, export, bitmap, name)
+        Self::negotiate_with_changes(open(socket, name)?, export, map, name)
     }
 
     /// [`Self::connect`] on a connected socket.
@@ -173,20 +190,20 @@ impl Client {
         Self::negotiate_within(stream, export, None, name, Patience::DEFAULT)
     }
 
-    /// [`Self::connect_with_bitmap`] on a connected socket.
-    pub fn negotiate_with_bitmap(
+    /// [`Self::connect_with_changes`] on a connected socket.
+    pub fn negotiate_with_changes(
         stream: UnixStream,
         export: &str,
-        bitmap: &str,
+        map: ChangeMap,
         name: &str,
     ) -> Result<Self> {
-        Self::negotiate_within(stream, export, Some(bitmap), name, Patience::DEFAULT)
+        Self::negotiate_within(stream, export, Some(map), name, Patience::DEFAULT)
     }
 
     fn negotiate_within(
         stream: UnixStream,
         export: &str,
-        bitmap: Option<&str>,
+        change_map: Option<ChangeMap>,
         name: &str,
         patience: Patience,
     ) -> Result<Self> {
@@ -194,7 +211,9 @@ impl Client {
         let stream = TimedSocket::new(stream, patience.negotiation_max)
             .map_err(|error| refuse(error.into()))?;
         let mut stream = BufReader::with_capacity(HEAD_BUFFER_BYTES, stream);
-        let export = negotiate::negotiate(&mut stream, export, bitmap).map_err(refuse)?;
+        let context = change_map.as_ref().map(ChangeMap::context);
+        let export =
+            negotiate::negotiate(&mut stream, export, context.as_deref()).map_err(refuse)?;
         stream
             .get_ref()
             .allow_silence(patience.silence_max)
@@ -204,6 +223,7 @@ impl Client {
             patience,
             name: name.to_owned(),
             export,
+            change_map,
             next_cookie: 0,
             waiting: HashMap::new(),
             in_flight: 0,
@@ -281,9 +301,8 @@ impl Client {
         self.map(range, Map::Allocation)
     }
 
-    /// The extents inside `range` that the bitmap names which was given to
-    /// [`Self::connect_with_bitmap`]:
-    /// sorted, disjoint, clipped. Without one all of `range`; from a server that tells it in crumbs,
+    /// The extents inside `range` that are in the map which was given to
+    /// [`Self::connect_with_changes`]: sorted, disjoint, clipped. Without one all of `range`; from a server that tells it in crumbs,
     /// the rest of it.
     pub fn changes(&mut self, range: Range<u64>) -> Result<Vec<Range<u64>>> {
         self.map(range, Map::Changes)
@@ -334,7 +353,12 @@ impl Client {
             for (length, state) in extents {
                 let extent = at.max(range.start)..at.saturating_add(length.into()).min(range.end);
                 at = at.saturating_add(length.into());
-                if map.names(state) {
+                let is_named = match map {
+                    // A hole that does not promise zeros may read as anything.
+                    Map::Allocation => state & wire::STATE_ZERO == 0,
+                    Map::Changes => self.change_map.as_ref().is_none_or(|map| map.names(state)),
+                };
+                if is_named {
                     name(extent);
                 }
             }

@@ -5,11 +5,13 @@ use crate::blocking::blocking;
 use crate::error::{Error, Kind, Result};
 use crate::format::Format;
 use crate::name;
-use crate::source::{OpenSettings, Source, open_source};
+use crate::repository::Repository;
+use crate::source::{OpenSettings, Source, Stamp, open_snapshot, open_source};
 use std::collections::HashSet;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use tidegate_protocol::ids::PointId;
 use tidegate_protocol::record::Role;
 
 /// Opens the images; each disk is named after its file, with a number behind it where two are alike.
@@ -34,6 +36,63 @@ pub async fn open_images(images: &[PathBuf], how: &OpenSettings) -> Result<Vec<D
         });
     }
     Ok(disks)
+}
+
+/// The same of snapshots, images that nobody writes to any more, as disks of `machine`; each disk is
+/// named after the lowest image of its chain, and where an image below it is known to be the content of a
+/// point, what was written since is known too. The stamps are to be given out when the new point is
+/// committed: see [`remember`].
+///
+/// # Errors
+/// As [`open_images`], and as the repository's local state.
+pub async fn open_snapshots(
+    repository: &Repository,
+    machine: &str,
+    images: &[PathBuf],
+    how: &OpenSettings,
+) -> Result<(Vec<DiskToBackUp>, Vec<Stamp>)> {
+    repository.refresh().await?;
+    let points = repository.points(Some(machine))?;
+    let standing: Arc<HashSet<PointId>> = Arc::new(points.iter().map(|it| it.id).collect());
+    let repository = repository.keys().repository();
+    let mut snapshots = Vec::with_capacity(images.len());
+    for path in images {
+        let (path, how, standing) = (path.clone(), how.clone(), Arc::clone(&standing));
+        let open = move || {
+            let format = format_of(&path, how.format);
+            let is_standing = |point| standing.contains(&point);
+            Ok((open_snapshot(&path, &how, repository, is_standing)?, format))
+        };
+        snapshots.push(blocking(open).await?);
+    }
+    let bases: Vec<PathBuf> = snapshots.iter().map(|(it, _)| it.base.clone()).collect();
+    let disks = disk_names(&bases)?.into_iter().zip(snapshots);
+    Ok(disks
+        .map(|(name, (snapshot, format))| {
+            let disk = DiskToBackUp {
+                name,
+                source: snapshot.source,
+                format: format.to_string(),
+                role: Role::Disk,
+            };
+            (disk, snapshot.stamp)
+        })
+        .unzip())
+}
+
+/// Remembers on snapshots that they are the content of `point`, which was committed. Where that cannot
+/// be, the next backup reads all, and the log says why.
+pub async fn remember(repository: &Repository, stamps: Vec<Stamp>, point: PointId) {
+    let repository = repository.keys().repository();
+    for stamp in stamps {
+        if let Err(error) = blocking(move || stamp.remember(repository, point)).await {
+            tracing::warn!(
+                error = error.chain(),
+                advice = error.advice(),
+                "the next backup of the disk will read all of it"
+            );
+        }
+    }
 }
 
 /// The name that an image gives to its disk, and to its machine where it has no other.

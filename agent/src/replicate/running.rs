@@ -16,7 +16,7 @@ use crate::clock;
 use crate::error::{Error, Kind, Result};
 use crate::format::Format;
 use crate::live::libvirt::{Domain, Libvirt};
-use crate::live::{FreezeSettings, Frozen, LeftOut, Machine, Quiesce, Seat, Together};
+use crate::live::{FreezeSettings, Frozen, LeftOut, Machine, Seat, Together};
 use crate::name;
 use crate::progress::Progress;
 use crate::repository::Repository;
@@ -94,13 +94,6 @@ pub async fn back_up_running(
     let point = PointId(clock::random()?);
     let (frozen, files) = match &request.hypervisor {
         Hypervisor::Qmp(socket) => {
-            if request.freeze.quiesce == Quiesce::Require {
-                return Err(Error::new(
-                    Kind::Unsupported,
-                    "the software in a machine can be frozen through libvirt only",
-                )
-                .advise("leave --quiesce away; the point is as after a power cut then"));
-            }
             let machine = Machine::connect(socket).await?;
             let name = machine_name(&request, &machine.name)?;
             let standing = standing(repository, &name)?;

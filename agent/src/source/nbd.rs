@@ -5,7 +5,7 @@
 
 use super::{Source, SourceReader, Tracking};
 use crate::error::{Error, Kind, Result};
-use crate::nbd::client::{Client, Pending};
+use crate::nbd::client::{ChangeMap, Client, Pending};
 use std::any::Any;
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -39,6 +39,13 @@ pub enum Changes {
         /// As QEMU knows it.
         name: String,
         /// What it continues.
+        since: PointId,
+    },
+    /// What was written since the point stands in so many images of a chain, from the topmost on.
+    Layers {
+        /// How many; 0 where nothing was written.
+        count: u32,
+        /// What they continue.
         since: PointId,
     },
     /// Nothing, though it was to be known; why.
@@ -81,18 +88,6 @@ impl NbdSource {
         Ok(Self::of(client, source))
     }
 
-    /// The same over a connection that is made already; readers connect to `export` behind `socket`.
-    pub(super) fn from_client(
-        client: Client,
-        socket: &Path,
-        export: &str,
-        description: String,
-        keep: Box<dyn Any + Send + Sync>,
-    ) -> Self {
-        let shared = Shared::new(&client, socket, export, description, keep);
-        Self::of(client, shared)
-    }
-
     fn of(client: Client, shared: Shared) -> Self {
         Self {
             shared: Arc::new(shared),
@@ -122,12 +117,12 @@ impl Shared {
 
 impl Changes {
     fn connect(&self, socket: &Path, export: &str, description: &str) -> Result<Client> {
-        match self {
-            Self::Bitmap { name, .. } => {
-                Client::connect_with_bitmap(socket, export, name, description)
-            }
-            Self::Unknown | Self::Lost(_) => Client::connect(socket, export, description),
-        }
+        let map = match self {
+            Self::Bitmap { name, .. } => ChangeMap::Bitmap(name.clone()),
+            Self::Layers { count, .. } => ChangeMap::Layers(*count),
+            Self::Unknown | Self::Lost(_) => return Client::connect(socket, export, description),
+        };
+        Client::connect_with_changes(socket, export, map, description)
     }
 }
 
@@ -143,7 +138,9 @@ impl Source for NbdSource {
     fn tracking(&self) -> Tracking {
         match &self.shared.changes {
             Changes::Unknown => Tracking::Untracked,
-            Changes::Bitmap { since, .. } => Tracking::Since(*since),
+            Changes::Bitmap { since, .. } | Changes::Layers { since, .. } => {
+                Tracking::Since(*since)
+            }
             Changes::Lost(why) => Tracking::Lost(why.clone()),
         }
     }

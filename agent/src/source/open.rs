@@ -12,13 +12,15 @@
 
 mod check;
 pub(crate) mod graph;
+mod snapshot;
 pub(crate) mod vmdk;
 
 use super::raw::open_disk;
-use super::{NbdSource, RawSource, Source};
+pub use snapshot::{Snapshot, Stamp, open_snapshot};
+
+use super::{Changes, NbdSource, RawSource, Source};
 use crate::error::{Error, Kind, Result};
 use crate::format::{self, Format};
-use crate::nbd::client::Client;
 use crate::qemu::{self, Running, Task, Tool};
 use graph::{Graph, Reach};
 use std::fs::File;
@@ -26,6 +28,7 @@ use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -67,7 +70,7 @@ pub fn open_source(path: &Path, settings: &OpenSettings) -> Result<Box<dyn Sourc
     for layer in graph.layers() {
         tracing::info!(image = %path.display(), "reads {layer}");
     }
-    Ok(Box::new(serve(&graph)?))
+    Ok(Box::new(serve(&graph, Changes::Unknown)?))
 }
 
 /// What can be said of an image without parsing it.
@@ -139,7 +142,7 @@ struct Server {
 }
 
 /// Starts a child that serves the graph, and connects to it.
-fn serve(graph: &Graph) -> Result<NbdSource> {
+fn serve(graph: &Graph, changes: Changes) -> Result<NbdSource> {
     let name = graph.describe();
     let folder = qemu::private_folder()?;
     let socket = folder.path().join("nbd");
@@ -150,8 +153,11 @@ fn serve(graph: &Graph) -> Result<NbdSource> {
     )?;
     command
         .args(["--read-only", "--persistent", "--shared=0", "--socket"])
-        .arg(&socket)
-        .arg(graph.qemu_name());
+        .arg(&socket);
+    if matches!(changes, Changes::Layers { .. }) {
+        command.arg("--allocation-depth");
+    }
+    command.arg(graph.qemu_name());
     let running = Running::start(command, Stdio::null())?;
     let mut server = Server {
         running,
@@ -181,21 +187,17 @@ fn serve(graph: &Graph) -> Result<NbdSource> {
         }
         std::thread::sleep(Duration::from_millis(2));
     }
-    let client = Client::connect(&socket, "", &name).map_err(|error| {
+    let server = Arc::new(Mutex::new(server));
+    let keep = Box::new(Arc::clone(&server));
+    NbdSource::connect_tracked(&socket, "", name.clone(), changes, keep).map_err(|error| {
         // It may have failed between listening and serving; then it said why.
         let soon = Instant::now() + Duration::from_secs(1);
+        let mut server = server.lock().unwrap_or_else(PoisonError::into_inner);
         match server.running.ended_by(soon) {
             Ok(Some(status)) => {
                 qemu::failure(&name, &server.running.messages(), Some(status)).caused_by(error)
             }
             _ => error,
         }
-    })?;
-    Ok(NbdSource::from_client(
-        client,
-        &socket,
-        "",
-        name,
-        Box::new(server),
-    ))
+    })
 }

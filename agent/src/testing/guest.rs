@@ -54,7 +54,7 @@ impl Guest {
     /// Boots it (again).
     pub fn boot(&mut self) {
         self.kill();
-        for socket in ["console", "qmp", "operator"] {
+        for socket in ["console", "qmp", "operator", "agent"] {
             // Of the run before.
             let _ = std::fs::remove_file(self.folder.path().join(socket));
         }
@@ -129,6 +129,11 @@ impl Guest {
     /// A second monitor: QEMU talks to one program at each.
     pub fn operators_monitor(&self) -> PathBuf {
         self.folder.path().join("operator")
+    }
+
+    /// The socket of the channel to the guest's agent.
+    pub fn agent(&self) -> PathBuf {
+        self.folder.path().join("agent")
     }
 
     /// The images, as they were given.
@@ -209,7 +214,17 @@ impl Guest {
             .arg("-qmp")
             .arg(format!("unix:{},server=on,wait=off", socket("qmp")))
             .arg("-qmp")
-            .arg(format!("unix:{},server=on,wait=off", socket("operator")));
+            .arg(format!("unix:{},server=on,wait=off", socket("operator")))
+            .args(["-device", "virtio-serial-pci"])
+            .arg("-chardev")
+            .arg(format!(
+                "socket,path={},server=on,wait=off,id=agent",
+                socket("agent")
+            ))
+            .args([
+                "-device",
+                "virtserialport,chardev=agent,name=org.qemu.guest_agent.0",
+            ]);
         command
     }
 

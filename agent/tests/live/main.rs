@@ -14,6 +14,7 @@
 #[path = "../disks/mod.rs"]
 mod disks;
 
+mod consistent;
 mod faults;
 mod points;
 mod site;

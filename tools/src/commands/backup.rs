@@ -25,8 +25,15 @@ pub(super) async fn run(global: &Global, args: Backup, context: &Context) -> Res
         return running(hypervisor, args, &settings, context).await;
     }
     let machine = machine_name(args.machine.clone(), &args.images)?;
-    let disks = replicate::open_images(&args.images, &how_to_open(&args, &settings)).await?;
-    let repository = context.open(&settings).await?;
+    let how = how_to_open(&args, &settings);
+    let (repository, disks, stamps) = if args.snapshot {
+        let repository = context.open(&settings).await?;
+        let opened = replicate::open_snapshots(&repository, &machine, &args.images, &how).await?;
+        (repository, opened.0, opened.1)
+    } else {
+        let disks = replicate::open_images(&args.images, &how).await?;
+        (context.open(&settings).await?, disks, Vec::new())
+    };
     let request = BackupRequest {
         machine: machine.clone(),
         disks,
@@ -41,6 +48,9 @@ pub(super) async fn run(global: &Global, args: Backup, context: &Context) -> Res
     let done = replicate::backup(&repository, request, counters, context.stop.clone()).await;
     drop(shown);
     let summary = done.map_err(interrupted)?;
+    if let Some(point) = summary.point {
+        replicate::remember(&repository, stamps, point).await;
+    }
     context.output.result(&summary, || describe(&summary))?;
     Ok(Outcome::Done)
 }
@@ -177,6 +187,7 @@ pub(super) fn settings_of(settings: &Settings) -> BackupSettings {
 /// The same where the command line says nothing else.
 fn settings_for(args: &Backup, settings: &Settings) -> BackupSettings {
     let mut how = settings_of(settings);
+    how.audit_ppm = args.audit_ppm;
     if let Some(workers) = args.workers {
         how.workers = workers.into();
     }

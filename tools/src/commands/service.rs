@@ -6,6 +6,7 @@ use crate::exit::Outcome;
 use crate::progress::{self, Job};
 use crate::text;
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tidegate_agent::host::control::{self, Client, MachineStanding, MachineStatus, Reply, Request};
@@ -126,6 +127,16 @@ fn tell_trouble(status: &control::Status, context: &Context) {
             "machine {name} is in no group: it is not backed up"
         ));
     }
+    for machine in &status.machines {
+        if machine.audit.false_chunks > 0 {
+            context.output.warn(&format!(
+                "what tracks changes of machine {} has kept quiet about {} in the last 7 days: all was \
+                 read and compared; look for what else writes to its disks",
+                machine.machine,
+                text::count(machine.audit.false_chunks, "chunk"),
+            ));
+        }
+    }
     for remark in &status.remarks {
         context.output.warn(remark);
     }
@@ -158,12 +169,45 @@ fn describe(status: &control::Status) -> String {
                 || "–".to_owned(),
                 |rate| format!("{}/s", text::size(whole(rate))),
             ),
+            changes(machine),
         ]
     });
     let header = [
-        "machine", ">age", ">promise", "rpo", "last", "next", ">read",
+        "machine", ">age", ">promise", "rpo", "last", "next", ">read", "changes",
     ];
-    text::table(header, rows)
+    let mut told = text::table(header, rows);
+    for (repository, requests) in requests_per_hour(&status.machines) {
+        told.push_str(&format!(
+            "{repository}: {requests:.0} requests an hour, over the last day\n"
+        ));
+    }
+    told
+}
+
+/// Of all machines of a repository.
+fn requests_per_hour(machines: &[MachineStatus]) -> BTreeMap<&str, f64> {
+    let mut sums: BTreeMap<&str, f64> = BTreeMap::new();
+    for machine in machines.iter().filter(|it| !it.repository.is_empty()) {
+        *sums.entry(&machine.repository).or_default() += machine.requests_per_hour;
+    }
+    sums.retain(|_, sum| *sum > 0.0);
+    sums
+}
+
+/// Whether only what changed is read.
+fn changes(machine: &MachineStatus) -> String {
+    if machine.audit.false_chunks > 0 {
+        return "WRONG TRACKER".to_owned();
+    }
+    let frozen = machine.last_ok.as_ref().and_then(|run| run.frozen.as_ref());
+    let trackable = frozen.iter().flat_map(|it| &it.tracking);
+    let trackable = trackable.filter(|disk| disk.trackable);
+    let tracked = trackable.clone().filter(|disk| disk.tracked).count();
+    match (tracked, trackable.count()) {
+        (_, 0) => "–".to_owned(),
+        (tracked, all) if tracked == all => "tracked".to_owned(),
+        (tracked, all) => format!("{tracked} of {all} disks tracked"),
+    }
 }
 
 fn last(machine: &MachineStatus) -> String {

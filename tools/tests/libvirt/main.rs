@@ -183,6 +183,105 @@ fn lines_of(journal: &str) -> u64 {
     count
 }
 
+/// A disk comes, one grows, the machine is switched off and on again.
+fn what_befalls_a_domain(site: &Site, host: &Host, machine: &mut Machine, points: &mut Vec<Made>) {
+    let more = site.path("more.qcow2");
+    program(
+        "qemu-img",
+        &["create", "-q", "-f", "qcow2", text(&more), "16M"],
+    );
+    host.virsh(&[
+        "attach-disk",
+        "web01",
+        text(&more),
+        "vdc",
+        "--subdriver",
+        "qcow2",
+        "--live",
+        "--config",
+    ]);
+    let (made, told) = back_up(site, host, machine);
+    assert_eq!(tracking(&told, "vda")["tracked"], true, "{told}");
+    let new = &tracking(&told, "vdc")["reason"];
+    assert!(new.as_str().unwrap().contains("was not there"), "{told}");
+    points.push(made);
+    let (made, told) = back_up(site, host, machine);
+    assert_eq!(tracking(&told, "vdc")["tracked"], true, "{told}");
+    points.push(made);
+
+    host.virsh(&["blockresize", "web01", "vda", "128M"]);
+    let (made, told) = back_up(site, host, machine);
+    assert_eq!(tracking(&told, "vda")["tracked"], true, "{told}");
+    points.push(made);
+
+    // The plug is pulled, and QEMU ends in order.
+    let least = machine.acknowledged();
+    host.virsh(&["destroy", "web01"]);
+    let off = ["backup", "--vm", "web01", "--json"];
+    let told: Value = host.tidegate(site, &off).succeeds().json();
+    assert_eq!(told["consistency"], "offline", "{told}");
+    points.push(Made {
+        point: told["point"].as_str().unwrap().to_owned(),
+        least,
+        most: u64::MAX,
+    });
+    *machine = Machine::start(site, host, "web01");
+    let (made, told) = back_up(site, host, machine);
+    assert_eq!(tracking(&told, "vda")["tracked"], true, "{told}");
+    points.push(made);
+}
+
+/// Which machines there are, what takes them, and what is said of each.
+fn what_there_is(site: &Site, host: &Host) {
+    let spare = host.virsh(&["dumpxml", "web01", "--inactive"]);
+    let spare = spare.replace("<name>web01</name>", "<name>spare</name>");
+    let uuid = host.virsh(&["domuuid", "web01"]);
+    let spare = spare.replace(&format!("<uuid>{}</uuid>", uuid.trim()), "");
+    let spare = spare.replace(">gold<", ">lead<");
+    std::fs::write(site.path("spare.xml"), spare).unwrap();
+    host.virsh(&["define", text(&site.path("spare.xml"))]);
+    // As an operator would.
+    let tag = [
+        "metadata",
+        "web01",
+        "https://github.com/tidegate/tidegate/domain/1",
+        "--key",
+        "tidegate",
+        "--set",
+        "<tag>platinum</tag>",
+        "--live",
+        "--config",
+    ];
+    host.virsh(&tag);
+    for (wanted, is_protected) in [("plat*", true), ("silver", false)] {
+        let configuration = format!(
+            "[repository.main]\nlocation = 'repo'\nkey = 'keys/host.key'\n\
+             [policy.p]\nevery = '15s'\n[[machines]]\ntag = '{wanted}'\nname = 'vm-{{name}}'\n\
+             [group.g]\nmachines = ['*']\npolicy = 'p'\nrepository = 'main'\n"
+        );
+        std::fs::write(site.path("host.toml"), configuration).unwrap();
+        let list = ["machines", "--host-config", "host.toml"];
+        let told = host.tidegate(site, &[&list[..], &["--json"]].concat());
+        let told = told.succeeds().json();
+        let all = told["machines"].as_array().unwrap();
+        let named = |name: &str| all.iter().find(|it| it["machine"] == name);
+        let spare = named("spare").unwrap();
+        assert_eq!(spare["protection"], Value::Null, "{told}");
+        assert_eq!(spare["is_running"], false, "{told}");
+        let web = named(if is_protected { "vm-web01" } else { "web01" }).unwrap();
+        assert_eq!(web["protection"].is_null(), !is_protected, "{told}");
+        assert_eq!(web["is_running"], true, "{told}");
+        assert_eq!(all.len(), 2, "{told}");
+        let disks = web["disks"].as_array().unwrap().iter();
+        let trackable = disks.map(|disk| disk["is_trackable"] == true);
+        assert_eq!(trackable.collect::<Vec<_>>(), [true, false, true], "{told}");
+        let shown = host.tidegate(site, &list).succeeds().stdout;
+        assert!(shown.contains("NOT PROTECTED"), "{shown}");
+        assert!(shown.contains("vdb raw, read whole"), "{shown}");
+    }
+    host.virsh(&["undefine", "spare"]);
+}
+
 #[test]
 fn points_of_a_domain_that_never_stops_writing() {
     let site = Site::with_repository();
@@ -272,6 +371,9 @@ fn points_of_a_domain_that_never_stops_writing() {
     let (made, told) = back_up(&site, &host, &mut machine);
     assert_eq!(tracking(&told, "vda")["tracked"], true, "{told}");
     points.push(made);
+
+    what_befalls_a_domain(&site, &host, &mut machine, &mut points);
+    what_there_is(&site, &host);
 
     // The bitmap is taken away by hand.
     let name = host.virsh(&["checkpoint-list", "web01", "--name"]);

@@ -16,8 +16,9 @@ use crate::config::{
 use crate::error::{Error, Kind, Result};
 use crate::host::glob;
 use crate::link::DEFAULT_IDENTITY;
-use crate::live::{Quiesce, ScratchSettings};
+use crate::live::ScratchSettings;
 use crate::name;
+use crate::replicate::BackupSettings;
 use croner::Cron;
 use croner::parser::{CronParser, Seconds, Year};
 use jiff::Timestamp;
@@ -45,6 +46,7 @@ const CONCURRENCY: RangeInclusive<usize> = 1..=64;
 const PERIOD: RangeInclusive<Duration> = Duration::from_secs(1)..=DAYS_366;
 const GRACE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
 const HOOK_TIMEOUT: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(86_400);
+const AUDIT_PPM: RangeInclusive<u32> = 0..=1_000_000;
 const TOGETHER_WITHIN: RangeInclusive<Duration> =
     Duration::from_millis(1)..=Duration::from_secs(60);
 const RETRY_AFTER: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
@@ -333,6 +335,8 @@ fn policy(key: &str, name: &str, written: &written::Policy, zone: &TimeZone) -> 
         windows: windows.collect::<Result<_>>()?,
         congestion: written.congestion.unwrap_or_default(),
         quiesce: written.quiesce.unwrap_or_default(),
+        audit_ppm: within(&of("audit_ppm"), written.audit_ppm, AUDIT_PPM)?
+            .unwrap_or(BackupSettings::default().audit_ppm),
         keep: keep::valid(&of("keep"), written.keep.as_ref(), zone)?,
         pre: pre
             .map(|pre| hook("pre", &pre.command, pre.timeout.as_ref()))
@@ -422,7 +426,8 @@ fn pattern(key: &str, written: &written::Pattern, folder: &Path) -> Result<Patte
         glob::check_path(&pattern).map_err(|fault| at(&format!("{key}.{field}"), fault))?;
         Ok(pattern)
     };
-    if written.vm.is_some() {
+    let is_of_domains = written.vm.is_some() || written.tag.is_some();
+    if is_of_domains {
         only_of_images(
             key,
             &written.format,
@@ -432,11 +437,11 @@ fn pattern(key: &str, written: &written::Pattern, folder: &Path) -> Result<Patte
     } else if written.connect.is_some() {
         return Err(at(
             &format!("{key}.connect"),
-            "expected only beside vm, found without",
+            "expected only beside vm or tag, found without",
         ));
     }
-    let (parts, default, find, exclude) = match (&written.pattern, &written.vm) {
-        (Some(pattern), None) => {
+    let (parts, default, find, exclude) = match (&written.pattern, is_of_domains) {
+        (Some(pattern), false) => {
             let reading = reading(
                 key,
                 written.format.as_deref(),
@@ -454,16 +459,20 @@ fn pattern(key: &str, written: &written::Pattern, folder: &Path) -> Result<Patte
                 exclude.collect::<Result<_>>()?,
             )
         }
-        (None, Some(pattern)) => (
+        (None, true) => (
             &["{name}"][..],
             NAME_TEMPLATE_OF_DOMAINS,
             Find::Domains {
-                pattern: not_empty(&format!("{key}.vm"), pattern)?,
+                pattern: not_empty(&format!("{key}.vm"), written.vm.as_deref().unwrap_or("*"))?,
+                tag: match &written.tag {
+                    Some(tag) => Some(not_empty(&format!("{key}.tag"), tag)?),
+                    None => None,
+                },
                 connect: written.connect.clone(),
             },
             written.exclude.clone(),
         ),
-        _ => return Err(at(key, "expected one of pattern and vm")),
+        _ => return Err(at(key, "expected one of pattern, and vm or tag")),
     };
     let name = written.name.as_deref().unwrap_or(default);
     let mut left = name.to_owned();
@@ -524,20 +533,6 @@ fn machines_are_one_each(settings: &Settings) -> Result<()> {
             return Err(at(
                 &key,
                 format!("expected another one than machine.{other} has, found the same"),
-            ));
-        }
-        let policy = settings
-            .group_of(name)
-            .and_then(|group| settings.policies.get(&group.policy));
-        if let (Origin::Monitor(_), Some(policy)) = (origin, policy)
-            && policy.quiesce == Quiesce::Require
-        {
-            return Err(at(
-                &key,
-                format!(
-                    "expected a policy without quiesce = \"require\", found policy.{}: only libvirt can ask a guest",
-                    policy.name
-                ),
             ));
         }
     }
@@ -678,6 +673,7 @@ pub(super) fn written(settings: &Settings) -> Written {
                 let mut written = written::Pattern {
                     pattern: None,
                     vm: None,
+                    tag: None,
                     connect: None,
                     name: Some(pattern.name.clone()),
                     exclude: pattern.exclude.clone(),
@@ -692,8 +688,13 @@ pub(super) fn written(settings: &Settings) -> Written {
                         written.backing_folders.clone_from(&reading.backing_folders);
                         written.skip_check = reading.skip_check;
                     }
-                    Find::Domains { pattern, connect } => {
+                    Find::Domains {
+                        pattern,
+                        tag,
+                        connect,
+                    } => {
                         written.vm = Some(pattern.clone());
+                        written.tag.clone_from(tag);
                         written.connect.clone_from(connect);
                     }
                 }
@@ -767,6 +768,7 @@ fn policy_written(policy: &Policy) -> written::Policy {
         limit: policy.limit_bytes_per_second.map(rate_text),
         congestion: Some(policy.congestion),
         quiesce: Some(policy.quiesce),
+        audit_ppm: Some(policy.audit_ppm),
         keep: keep::written(&policy.keep),
         pre: policy.pre.as_ref().map(|hook| written::PreHook {
             command: hook.command.clone(),

@@ -69,6 +69,7 @@ pub(super) struct Policy {
     pub(super) limit: Option<String>,
     pub(super) congestion: Option<Congestion>,
     pub(super) quiesce: Option<Quiesce>,
+    pub(super) audit_ppm: Option<u32>,
     pub(super) keep: Option<Keep>,
     pub(super) pre: Option<PreHook>,
     pub(super) post: Option<PostHook>,
@@ -151,6 +152,7 @@ pub(super) struct Machine {
 pub(super) struct Pattern {
     pub(super) pattern: Option<String>,
     pub(super) vm: Option<String>,
+    pub(super) tag: Option<String>,
     pub(super) connect: Option<String>,
     pub(super) name: Option<String>,
     #[serde(default)]

@@ -10,7 +10,7 @@ use crate::host::control::{Reply, Request};
 use crate::host::machines::{Selected, Selection};
 use crate::host::plan::{self, History, Plan, Standing, Upcoming};
 use crate::host::run::{self, Job, Place, Report};
-use crate::host::state::{Fault, MachineRow, Outcome, Remembered, RunRow, State};
+use crate::host::state::{Fault, FrozenRow, Hour, MachineRow, Outcome, Remembered, RunRow, State};
 use crate::link::congestion::Congestion;
 use crate::live::{self, Seat};
 use crate::metrics;
@@ -335,6 +335,7 @@ impl Core {
             stored_bytes: 0,
             error: None,
             warning: None,
+            frozen: None,
         };
         self.state.save_run(row.clone());
         let seen = match known.requested.take() {
@@ -399,6 +400,7 @@ impl Core {
         row.new_bytes = counted.new_bytes;
         row.stored_bytes = counted.stored_bytes;
         row.warning = report.warning;
+        row.frozen = report.frozen;
         row.point_unix_ns = report.point_unix_ns;
         let outcome = match (&report.summary, &report.error) {
             (Some(summary), _) => {
@@ -448,6 +450,13 @@ impl Core {
             metrics::count(metrics::HOST_REQUESTS, &repository, summary.requests);
             count_tracking(machine, summary);
         }
+        if let Some(frozen) = &row.frozen {
+            let held = Duration::from_nanos(frozen.held_ns).as_secs_f64();
+            metrics::observe(metrics::HOST_HELD_SECONDS, &[("machine", machine)], held);
+        }
+        let hour = hour_of(report.summary.as_ref(), row.frozen.as_ref());
+        let (number, hour) = known.remembered.count(now, &hour);
+        self.state.save_hour(machine, number, hour);
         known.remembered.add(row.clone());
         known.remembered.history.took = match outcome {
             // By a clock that nobody sets.
@@ -646,6 +655,18 @@ fn row_of(name: &str, remembered: &Remembered) -> MachineRow {
 
 fn timestamp(unix_ns: u64) -> Option<Timestamp> {
     Timestamp::from_nanosecond(unix_ns.into()).ok()
+}
+
+/// What a run adds to its hour.
+fn hour_of(summary: Option<&BackupSummary>, frozen: Option<&FrozenRow>) -> Hour {
+    let tracking = summary.map_or(&[][..], |summary| &summary.tracking);
+    Hour {
+        runs: 1,
+        requests: summary.map_or(0, |summary| summary.requests),
+        audited_blocks: tracking.iter().map(|disk| disk.audited_blocks).sum(),
+        false_chunks: tracking.iter().map(|disk| disk.false_chunks).sum(),
+        held_ns_max: frozen.map_or(0, |frozen| frozen.held_ns),
+    }
 }
 
 /// What the run came to know of those who track changes.

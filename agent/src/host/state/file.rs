@@ -1,6 +1,6 @@
 //! The SQLite file itself.
 
-use super::{Fault, Outcome, RUNS_KEPT, Remembered, Row, RunRow};
+use super::{Fault, HOURS_KEPT, Hour, Outcome, RUNS_KEPT, Remembered, Row, RunRow};
 use crate::durable;
 use crate::error::{Error, Kind, Result};
 use rusqlite::{Connection, ErrorCode, Transaction, params};
@@ -24,6 +24,17 @@ CREATE TABLE run (
 );
 CREATE INDEX run_by_machine ON run (machine, number);
 CREATE INDEX run_under_way ON run (number) WHERE outcome IS NULL;
+";
+
+/// What freezing and tracking came to, as JSON; and what runs came to by hours, for longer than runs are
+/// kept.
+const MIGRATION_FROZEN: &str = "
+ALTER TABLE run ADD COLUMN frozen TEXT;
+CREATE TABLE hour (
+    machine TEXT NOT NULL, hour INTEGER NOT NULL, runs INTEGER NOT NULL, requests INTEGER NOT NULL,
+    audited_blocks INTEGER NOT NULL, false_chunks INTEGER NOT NULL, held_ns_max INTEGER NOT NULL,
+    PRIMARY KEY (machine, hour)
+) WITHOUT ROWID;
 ";
 
 pub(super) struct StateFile {
@@ -65,7 +76,7 @@ impl StateFile {
         connection
             .execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;")
             .map_err(fault)?;
-        Migrations::new(vec![M::up(MIGRATION)])
+        Migrations::new(vec![M::up(MIGRATION), M::up(MIGRATION_FROZEN)])
             .to_latest(&mut connection)
             .map_err(|error| match error {
                 rusqlite_migration::Error::RusqliteError { err, .. } => sqlite(path, err),
@@ -114,8 +125,8 @@ impl StateFile {
         }
         let mut runs = self.connection.prepare(
             "SELECT id, machine, repository, started_unix_ns, ended_unix_ns, outcome, point,
-             point_unix_ns, read_bytes, new_bytes, stored_bytes, error_kind, error, advice, warning
-             FROM run ORDER BY number",
+             point_unix_ns, read_bytes, new_bytes, stored_bytes, error_kind, error, advice, warning,
+             frozen FROM run ORDER BY number",
         )?;
         let mut rows = runs.query([])?;
         while let Some(row) = rows.next()? {
@@ -142,9 +153,29 @@ impl StateFile {
                     }),
                 },
                 warning: row.get(14)?,
+                // What another version wrote is for people, and may be lacking.
+                frozen: row
+                    .get::<_, Option<String>>(15)?
+                    .and_then(|text| serde_json::from_str(&text).ok()),
             };
             if let Some(remembered) = all.get_mut(&run.machine) {
                 remembered.add(run);
+            }
+        }
+        let mut hours = self.connection.prepare(
+            "SELECT machine, hour, runs, requests, audited_blocks, false_chunks, held_ns_max FROM hour",
+        )?;
+        let mut rows = hours.query([])?;
+        while let Some(row) = rows.next()? {
+            if let Some(remembered) = all.get_mut(&row.get::<_, String>(0)?) {
+                let hour = Hour {
+                    runs: unsigned(row.get(2)?),
+                    requests: unsigned(row.get(3)?),
+                    audited_blocks: unsigned(row.get(4)?),
+                    false_chunks: unsigned(row.get(5)?),
+                    held_ns_max: unsigned(row.get(6)?),
+                };
+                remembered.hours.insert(unsigned(row.get(1)?), hour);
             }
         }
         Ok(all)
@@ -161,6 +192,9 @@ impl StateFile {
         for row in rows {
             match row {
                 Row::Run(run) => save_run(&transaction, run)?,
+                Row::Hour(machine, number, hour) => {
+                    save_hour(&transaction, machine, *number, hour)?;
+                }
                 Row::Machine(machine) => {
                     transaction.execute(
                         "INSERT INTO machine VALUES (?1, ?2, ?3)
@@ -175,6 +209,7 @@ impl StateFile {
                 Row::Forget(name) => {
                     transaction.execute("DELETE FROM machine WHERE name = ?1", [name])?;
                     transaction.execute("DELETE FROM run WHERE machine = ?1", [name])?;
+                    transaction.execute("DELETE FROM hour WHERE machine = ?1", [name])?;
                 }
             }
         }
@@ -186,11 +221,11 @@ fn save_run(transaction: &Transaction<'_>, run: &RunRow) -> rusqlite::Result<()>
     let error = run.error.as_ref();
     transaction.execute(
         "INSERT INTO run (id, machine, repository, started_unix_ns, ended_unix_ns, outcome, point,
-         point_unix_ns, read_bytes, new_bytes, stored_bytes, error_kind, error, advice, warning)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)
+         point_unix_ns, read_bytes, new_bytes, stored_bytes, error_kind, error, advice, warning, frozen)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)
          ON CONFLICT (id) DO UPDATE SET ended_unix_ns = ?5, outcome = ?6, point = ?7,
          point_unix_ns = ?8, read_bytes = ?9, new_bytes = ?10, stored_bytes = ?11, error_kind = ?12,
-         error = ?13, advice = ?14, warning = ?15",
+         error = ?13, advice = ?14, warning = ?15, frozen = ?16",
         params![
             run.run,
             run.machine,
@@ -207,12 +242,41 @@ fn save_run(transaction: &Transaction<'_>, run: &RunRow) -> rusqlite::Result<()>
             error.map(|error| &error.message),
             error.and_then(|error| error.advice.as_ref()),
             run.warning,
+            run.frozen
+                .as_ref()
+                .and_then(|frozen| serde_json::to_string(frozen).ok()),
         ],
     )?;
     transaction.execute(
         "DELETE FROM run WHERE machine = ?1 AND number <=
          (SELECT number FROM run WHERE machine = ?1 ORDER BY number DESC LIMIT 1 OFFSET ?2)",
         params![run.machine, RUNS_KEPT],
+    )?;
+    Ok(())
+}
+
+fn save_hour(
+    transaction: &Transaction<'_>,
+    machine: &str,
+    number: u64,
+    hour: &Hour,
+) -> rusqlite::Result<()> {
+    // The whole hour so far: saved twice it is the same.
+    transaction.execute(
+        "INSERT OR REPLACE INTO hour VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        params![
+            machine,
+            signed(number),
+            signed(hour.runs),
+            signed(hour.requests),
+            signed(hour.audited_blocks),
+            signed(hour.false_chunks),
+            signed(hour.held_ns_max),
+        ],
+    )?;
+    transaction.execute(
+        "DELETE FROM hour WHERE machine = ?1 AND abs(hour - ?2) >= ?3",
+        params![machine, signed(number), signed(HOURS_KEPT)],
     )?;
     Ok(())
 }

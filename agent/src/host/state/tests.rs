@@ -16,6 +16,7 @@ fn run(name: &str, started: u64, outcome: Option<Outcome>) -> RunRow {
         stored_bytes: 5,
         error: None,
         warning: None,
+        frozen: None,
     }
 }
 
@@ -49,6 +50,22 @@ fn runs_are_remembered() {
         advice: Some("wait".to_owned()),
     });
     failed.warning = Some("a hook failed".to_owned());
+    failed.frozen = Some(FrozenRow {
+        consistency: "crash".to_owned(),
+        held_ns: 17,
+        tracking: vec![DiskTracking {
+            disk: "vda".to_owned(),
+            trackable: true,
+            tracked: false,
+            reason: "the bitmap is gone".to_owned(),
+            audited_blocks: 3,
+            false_chunks: 1,
+        }],
+        left_out: vec![LeftOut {
+            name: "sda".to_owned(),
+            why: "it is no disk".to_owned(),
+        }],
+    });
     state.save_run(failed.clone());
     state.close();
 
@@ -132,4 +149,43 @@ fn old_runs_are_dropped_and_machines_forgotten() {
     state.forget("web01");
     state.close();
     assert_eq!(count().unwrap(), 0);
+}
+
+#[test]
+fn hours_add_up_and_are_kept_for_a_week() {
+    let folder = tempfile::tempdir().unwrap();
+    let (state, _) = State::open(folder.path(), 0).unwrap();
+    state.save_machine(web01());
+    let mut remembered = Remembered::default();
+    let begun = 500_000 * HOUR_NS;
+    let one = Hour {
+        runs: 1,
+        requests: 3,
+        audited_blocks: 10,
+        false_chunks: 1,
+        held_ns_max: 40,
+    };
+    let longer = Hour {
+        held_ns_max: 70,
+        ..one
+    };
+    // Each half an hour, for eight days.
+    for half in 0..8 * 48 {
+        let run = if half == 8 * 48 - 3 { longer } else { one };
+        let (number, hour) = remembered.count(begun + half * HOUR_NS / 2, &run);
+        state.save_hour("web01", number, hour);
+    }
+    state.close();
+    let now = begun + 8 * 24 * HOUR_NS - 1;
+    for remembered in [remembered, reopen(folder.path())] {
+        assert_eq!(remembered.hours.len() as u64, HOURS_KEPT);
+        let day = remembered.within(now, 24);
+        assert_eq!((day.runs, day.requests, day.held_ns_max), (48, 144, 70));
+        let week = remembered.within(now, HOURS_KEPT);
+        assert_eq!((week.audited_blocks, week.false_chunks), (3360, 336));
+        assert_eq!(
+            remembered.within(now + 7 * 24 * HOUR_NS, HOURS_KEPT),
+            Hour::default()
+        );
+    }
 }

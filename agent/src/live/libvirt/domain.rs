@@ -121,18 +121,9 @@ impl Domain {
         now: &str,
         definition: String,
     ) -> Result<Self> {
-        let unreadable = |error: &dyn std::fmt::Display| {
-            Error::new(
-                Kind::BadInput,
-                format!(
-                    "the definition of domain {:?} cannot be read: {error}",
-                    name.name
-                ),
-            )
-        };
         let written: WrittenDomain =
-            quick_xml::de::from_str(now).map_err(|error| unreadable(&error))?;
-        let tags = tags(now).map_err(|error| unreadable(&error))?;
+            quick_xml::de::from_str(now).map_err(|error| unreadable(&name, &error))?;
+        let tags = tags_of(&name, now)?;
         let (mut disks, mut left_out) = (Vec::new(), Vec::new());
         for disk in written.devices.disk {
             let name = name::fit(&disk.target.name).unwrap_or_else(|| "disk".to_owned());
@@ -186,6 +177,21 @@ impl WrittenDisk {
             source,
         })
     }
+}
+
+fn unreadable(name: &DomainName, error: &dyn std::fmt::Display) -> Error {
+    Error::new(
+        Kind::BadInput,
+        format!(
+            "the definition of domain {:?} cannot be read: {error}",
+            name.name
+        ),
+    )
+}
+
+/// What the operator tagged a domain of this definition with.
+pub(super) fn tags_of(name: &DomainName, xml: &str) -> Result<Vec<String>> {
+    tags(xml).map_err(|error| unreadable(name, &error))
 }
 
 /// The texts of `<tag>` elements of our namespace.

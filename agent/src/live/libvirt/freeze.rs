@@ -14,7 +14,8 @@ use super::{DomainName, Libvirt, xml};
 use crate::blocking::blocking;
 use crate::clock;
 use crate::error::{Error, Kind, Result};
-use crate::live::freeze::{Frozen, FrozenDisk, Order, Ordered};
+use crate::live::freeze::{Frozen, FrozenDisk, Order, Ordered, not_still};
+use crate::live::guard::Guard;
 use crate::live::scratch::ScratchSettings;
 use crate::live::source::{Broken, LiveSource};
 use crate::live::together::{Seat, Step, Together};
@@ -341,20 +342,22 @@ impl Snapshot {
         }
         // Whatever came of it.
         let frozen = match still {
-            Some(since) => {
-                self.thaw().await;
-                Some(since.elapsed())
-            }
+            Some(still) => Some(self.thaw(still).await),
             None => None,
         };
         begun?;
         self.is_recording = !tracked.is_empty();
+        let (stilled, was_still) = frozen.unzip();
+        let was_still = was_still.unwrap_or(false);
+        if quiesce == Quiesce::Require && !was_still {
+            return Err(not_still(&self.name.name));
+        }
         Ok(Instants {
             taken_unix_ns,
-            held: frozen.unwrap_or(held),
-            consistency: match frozen {
-                Some(_) => Consistency::Application,
-                None => Consistency::Crash,
+            held: stilled.unwrap_or(held),
+            consistency: match was_still {
+                true => Consistency::Application,
+                false => Consistency::Crash,
             },
         })
     }
@@ -366,29 +369,17 @@ impl Snapshot {
         }
     }
 
-    /// Freezes the guest's file systems by its agent. Returns since when they are.
-    async fn quiesce(&self, how: Quiesce) -> Result<Option<Instant>> {
+    /// Freezes the guest's file systems by its agent.
+    async fn quiesce(&self, how: Quiesce) -> Result<Option<Still>> {
         if how == Quiesce::Off {
             return Ok(None);
         }
-        let since = Instant::now();
-        let freeze = ["domfsfreeze", "--domain", &self.name.uuid];
-        match self.libvirt.virsh(&freeze).await {
-            Ok(_) => Ok(Some(since)),
+        match self.still().await {
+            Ok(still) => Ok(Some(still)),
+            Err(error) if how == Quiesce::Require => {
+                Err(not_still(&self.name.name).caused_by(error))
+            }
             Err(error) => {
-                // It may have frozen some, or all and told us too late.
-                self.thaw().await;
-                if how == Quiesce::Require {
-                    return Err(Error::new(
-                        Kind::Unavailable,
-                        format!(
-                            "the software in domain {:?} could not be frozen",
-                            self.name.name
-                        ),
-                    )
-                    .caused_by(error)
-                    .advise("look whether qemu-guest-agent runs in it and has its channel"));
-                }
                 tracing::warn!(
                     domain = self.name.name,
                     error = error.chain(),
@@ -399,14 +390,46 @@ impl Snapshot {
         }
     }
 
-    async fn thaw(&self) {
-        let thaw = ["domfsthaw", "--domain", &self.name.uuid];
-        if let Err(error) = self.libvirt.virsh(&thaw).await {
-            tracing::error!(
-                domain = self.name.name,
-                error = error.chain(),
-                "the guest's file systems could not be thawed"
-            );
+    async fn still(&self) -> Result<Still> {
+        let guard = Guard::over_libvirt(&self.libvirt, &self.name.uuid)?;
+        let since = Instant::now();
+        let freeze = ["domfsfreeze", "--domain", &self.name.uuid];
+        match self.libvirt.virsh(&freeze).await {
+            Ok(_) => Ok(Still { since, guard }),
+            Err(error) => {
+                // It may have frozen some, or all and told us too late; and where it was frozen already,
+                // the next one finds it thawed.
+                if self.libvirt.thaw(&self.name.uuid).await.is_ok() {
+                    guard.dismiss().await;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Ends the stillness. Says how long it lasted, and whether it lasted until now.
+    async fn thaw(&self, still: Still) -> (Duration, bool) {
+        let thawed = self.libvirt.thaw(&self.name.uuid).await;
+        let held = still.since.elapsed();
+        match thawed {
+            Ok(count) => {
+                still.guard.dismiss().await;
+                if count == 0 {
+                    tracing::warn!(
+                        domain = self.name.name,
+                        "the guest was thawed before the moment: the point is as after a power cut"
+                    );
+                }
+                (held, count > 0)
+            }
+            Err(error) => {
+                tracing::error!(
+                    domain = self.name.name,
+                    error = error.chain(),
+                    "the guest's file systems could not be thawed; their guard goes on trying"
+                );
+                (held, false)
+            }
         }
     }
 
@@ -512,6 +535,12 @@ impl Snapshot {
             "the snapshot could not be ended; the next backup of this domain does it"
         );
     }
+}
+
+/// A guest whose file systems are frozen.
+struct Still {
+    since: Instant,
+    guard: Guard,
 }
 
 struct Instants {

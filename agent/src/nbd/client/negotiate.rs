@@ -17,11 +17,11 @@ const ANSWERS_MAX: usize = 64;
 const BLOCK_BYTES_MAX: u32 = 64 << 10;
 
 /// Greets, chooses structured replies and `base:allocation` where the server has them, and goes.
-/// `bitmap` is a dirty bitmap of QEMU's, which it must have.
+/// `changes` is the context of a map of changes, which it must have.
 pub(super) fn negotiate(
     stream: &mut BufReader<TimedSocket>,
     export: &str,
-    bitmap: Option<&str>,
+    changes: Option<&str>,
 ) -> Result<ExportFacts, Violation> {
     let mut greeting = [0; 18];
     stream.read_exact(&mut greeting)?;
@@ -38,29 +38,28 @@ pub(super) fn negotiate(
 
     let structured = ask(stream, option::STRUCTURED_REPLY, b"", |_, _| Ok(()))?.is_ok();
     let contexts = if structured {
-        choose_contexts(stream, export, bitmap)?
+        choose_contexts(stream, export, changes)?
     } else {
         Contexts::default()
     };
-    if let (Some(bitmap), None) = (bitmap, contexts.changes) {
+    if let (Some(changes), None) = (changes, contexts.changes) {
         return Err(Violation::Negotiation(format!(
-            "it does not show the bitmap {bitmap:?} of the export {export:?}"
+            "it does not show the map {changes:?} of the export {export:?}"
         )));
     }
     go(stream, export, contexts)
 }
 
-/// Asks for `base:allocation` and the bitmap; their ids, where the server has them.
+/// Asks for `base:allocation` and the map of changes; their ids, where the server has them.
 fn choose_contexts(
     stream: &mut BufReader<TimedSocket>,
     export: &str,
-    bitmap: Option<&str>,
+    changes: Option<&str>,
 ) -> Result<Contexts, Violation> {
-    let bitmap = bitmap.map(|bitmap| format!("{}{bitmap}", wire::DIRTY_BITMAP_PREFIX));
     let query = ContextQuery {
         name: export,
         queries: std::iter::once(wire::BASE_ALLOCATION)
-            .chain(bitmap.as_deref())
+            .chain(changes)
             .collect(),
     };
     let mut contexts = Contexts::default();
@@ -73,7 +72,7 @@ fn choose_contexts(
                 let (said, name) = wire::decode_context(payload)?;
                 if name == wire::BASE_ALLOCATION {
                     contexts.allocation = Some(said);
-                } else if Some(name) == bitmap.as_deref() {
+                } else if Some(name) == changes {
                     contexts.changes = Some(said);
                 }
             }

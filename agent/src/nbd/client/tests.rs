@@ -79,6 +79,10 @@ fn tracked(changes: u32, answer: &[u8]) -> UnixStream {
     ours
 }
 
+fn bitmap(name: &str) -> ChangeMap {
+    ChangeMap::Bitmap(name.to_owned())
+}
+
 /// The answer to the first request: one chunk for each context.
 fn status(parts: &[(u32, &[(u32, u32)])]) -> Vec<u8> {
     let mut said = Vec::new();
@@ -101,7 +105,8 @@ fn status(parts: &[(u32, &[(u32, u32)])]) -> Vec<u8> {
 
 fn map_of(answer: &[u8], map: Map) -> Result<Vec<Range<u64>>> {
     let stream = tracked(8, answer);
-    let mut client = Client::negotiate_with_bitmap(stream, "", BITMAP, "the disk").unwrap();
+    let mut client =
+        Client::negotiate_with_changes(stream, "", bitmap(BITMAP), "the disk").unwrap();
     client.map(0..1 << 20, map)
 }
 
@@ -133,13 +138,14 @@ fn two_maps_come_in_chunks_of_their_own() {
 #[test]
 fn a_bitmap_that_is_not_shown_is_never_an_empty_one() {
     let refused = |stream, what: &str| {
-        let error = Client::negotiate_with_bitmap(stream, "", what, "the disk").unwrap_err();
+        let error =
+            Client::negotiate_with_changes(stream, "", bitmap(what), "the disk").unwrap_err();
         error.chain()
     };
     let text = refused(tracked(8, b""), "of another point");
-    assert!(text.contains("does not show the bitmap"), "{text}");
+    assert!(text.contains("does not show the map"), "{text}");
     let text = refused(serve(negotiation(), vec![]), BITMAP);
-    assert!(text.contains("does not show the bitmap"), "{text}");
+    assert!(text.contains("does not show the map"), "{text}");
     let text = refused(tracked(7, b""), BITMAP);
     assert!(text.contains("under one id"), "{text}");
 }
@@ -181,4 +187,15 @@ fn an_answer_in_drops_ends() {
     let mut client = Client::negotiate_within(endless, "", None, "the disk", IMPATIENT).unwrap();
     let pending = client.start_read(0, vec![0; 512]).unwrap();
     assert_silent(&client.finish_read(pending).unwrap_err());
+}
+
+#[test]
+fn a_chain_tells_in_which_image_data_stands() {
+    let in_one_of = |count| {
+        let map = ChangeMap::Layers(count);
+        [0, 1, 2, 3, u32::MAX].map(|depth| map.names(depth))
+    };
+    assert_eq!(in_one_of(0), [false; 5]);
+    assert_eq!(in_one_of(1), [false, true, false, false, false]);
+    assert_eq!(in_one_of(2), [false, true, true, false, false]);
 }

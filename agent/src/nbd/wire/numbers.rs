@@ -148,6 +148,8 @@ pub const STATE_ZERO: u32 = 2;
 
 /// The metadata context of a dirty bitmap of QEMU's is this and the bitmap's name.
 pub const DIRTY_BITMAP_PREFIX: &str = "qemu:dirty-bitmap:";
+/// The context of QEMU that tells in which image of a chain data stands: 1 is the topmost, 0 none.
+pub const ALLOCATION_DEPTH: &str = "qemu:allocation-depth";
 /// `qemu:dirty-bitmap:NAME`: was written to.
 pub const STATE_DIRTY: u32 = 1;
 

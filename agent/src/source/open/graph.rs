@@ -96,6 +96,8 @@ pub(super) struct Graph {
 pub(super) struct Layer {
     path: PathBuf,
     format: Format,
+    /// The disk's size as this image has it, in bytes.
+    size_bytes: u64,
     /// Where a qcow2 image keeps its data, if not in itself.
     data_file: Option<PathBuf>,
     /// The other files that a VMDK consists of.
@@ -230,16 +232,19 @@ impl Layer {
         let mut layer = Self {
             path,
             format,
+            size_bytes: 0,
             data_file: None,
             extents: Vec::new(),
         };
         if format == Format::Raw {
+            layer.size_bytes = Image::look(&layer.path)?.size_bytes;
             return Ok((layer, None));
         }
         if format == Format::Vmdk {
             layer.extents = vmdk::check_extents(&layer.path, reach)?;
         }
         let info = layer.info()?;
+        layer.size_bytes = info.virtual_size;
         if info.encrypted {
             return Err(Error::new(
                 Kind::Unsupported,
@@ -342,8 +347,18 @@ impl Layer {
         Ok(Some((path, format)))
     }
 
+    /// Where it stands.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The disk's size as this image has it, in bytes.
+    pub(super) fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
     /// This file, and those that are no images of their own.
-    fn files(&self) -> Readable {
+    pub(super) fn files(&self) -> Readable {
         let mut files = vec![self.path.clone()];
         files.extend(self.data_file.clone());
         files.extend(self.extents.iter().cloned());

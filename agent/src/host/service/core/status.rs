@@ -1,12 +1,16 @@
 //! What there is to tell: for the operator, and for monitoring. Local state only.
 
 use super::{Core, Known};
-use crate::host::control::{MachineStanding, MachineStatus, Running, Status};
+use crate::host::control::{AuditStatus, MachineStanding, MachineStatus, Running, Status};
 use crate::host::plan::Upcoming;
-use crate::host::state::RunRow;
+use crate::host::state::{HOURS_KEPT, RunRow};
 use crate::metrics;
+use crate::replicate;
 use std::collections::BTreeMap;
 use std::time::Duration;
+
+/// Over how many hours requests are told.
+const DAY_HOURS: u64 = 24;
 
 impl Core {
     pub(super) fn status(&self, now: u64) -> Status {
@@ -86,6 +90,10 @@ impl Core {
                 &labels,
                 seconds_between(since, now),
             );
+            let audited = known.remembered.within(now, HOURS_KEPT).audited_blocks;
+            if audited > 0 {
+                metrics::set(metrics::HOST_CAUGHT, &labels, replicate::caught(audited));
+            }
             metrics::set(metrics::HOST_FAILURES, &labels, f64::from(history.failures));
             if let Some(point) = history.point_unix_ns {
                 metrics::set(metrics::HOST_POINT_TIME, &labels, seconds_between(0, point));
@@ -117,6 +125,8 @@ fn machine_status(
         // A machine without a point has time for its first.
         true => achieved.map(|_| true),
     });
+    let week = known.remembered.within(now, HOURS_KEPT);
+    let day = known.remembered.within(now, DAY_HOURS);
     MachineStatus {
         machine: name.to_owned(),
         group: selected.map_or_else(String::new, |of| of.group.name.clone()),
@@ -136,6 +146,16 @@ fn machine_status(
             started_unix_ns: running.row.started_unix_ns,
             progress: running.progress.snapshot(),
         }),
+        audit: AuditStatus {
+            blocks: week.audited_blocks,
+            false_chunks: week.false_chunks,
+            caught_probability: replicate::caught(week.audited_blocks),
+        },
+        requests_per_hour: per_hour(
+            day.requests,
+            seconds_between(history.first_seen_unix_ns, now),
+        ),
+        held_seconds_max: Duration::from_nanos(day.held_ns_max).as_secs_f64(),
         bytes_per_second: match &known.running {
             Some(running) => rate(
                 running.progress.snapshot().read_bytes,
@@ -144,6 +164,13 @@ fn machine_status(
             None => known.remembered.last_ok.as_ref().and_then(rate_of),
         },
     }
+}
+
+/// Of a day, or of as much of it as there was.
+#[expect(clippy::cast_precision_loss, reason = "for people and graphs")]
+fn per_hour(count: u64, known_seconds: f64) -> f64 {
+    let hours = (known_seconds / 3600.0).clamp(1.0, DAY_HOURS as f64);
+    count as f64 / hours
 }
 
 fn rate_of(run: &RunRow) -> Option<f64> {
