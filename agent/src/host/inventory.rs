@@ -84,9 +84,11 @@ pub async fn list(
         listed.push(it);
     }
     for name in &selection.unprotected {
-        if let Some(origin) = settings.machines.get(name) {
-            listed.push(machine(name, origin, None, &mut taken).await);
-        }
+        listed.push(match settings.machines.get(name) {
+            Some(origin) => machine(name, origin, None, &mut taken).await,
+            // Found by a pattern.
+            None => bare(name, Vec::new(), None),
+        });
     }
     for connect in connects(&settings, &selection, more) {
         let libvirt = Libvirt::new(connect.clone());

@@ -56,7 +56,9 @@ impl Libvirt {
 
     /// Thaws a domain's file systems by its agent. Says how many were frozen.
     pub(super) async fn thaw(&self, uuid: &str) -> Result<u64> {
-        let told = self.virsh(&["domfsthaw", "--domain", uuid]).await?;
+        // The count is among what it does not say when it is to be quiet.
+        let thaw = ["domfsthaw", "--domain", uuid];
+        let told = self.run(Command::new("virsh"), &thaw).await?;
         // "Thawed 2 filesystem(s)"
         let count = told.split_whitespace().find_map(|word| word.parse().ok());
         count.ok_or_else(|| {
@@ -151,6 +153,10 @@ impl Libvirt {
     async fn virsh<A: AsRef<OsStr>>(&self, arguments: &[A]) -> Result<String> {
         let mut command = Command::new("virsh");
         command.arg("--quiet");
+        self.run(command, arguments).await
+    }
+
+    async fn run<A: AsRef<OsStr>>(&self, mut command: Command, arguments: &[A]) -> Result<String> {
         if let Some(uri) = &self.uri {
             command.arg("--connect").arg(uri);
         }
