@@ -33,7 +33,7 @@ mod worker;
 
 pub use audit::caught;
 pub use images::{host_name, name_of, open_images, open_snapshots, remember};
-pub use running::{Hypervisor, RunningRequest, RunningSummary, back_up_running};
+pub use running::{Hypervisor, QMP_DEFINITION, RunningRequest, RunningSummary, back_up_running};
 
 use crate::blocking::blocking;
 use crate::clock;

@@ -166,7 +166,7 @@ impl Bench {
 }
 
 /// Bytes that do not compress.
-fn noise(seed: u64, length: usize) -> Bytes {
+pub(crate) fn noise(seed: u64, length: usize) -> Bytes {
     let mut bytes = vec![0; length];
     let mut hasher = blake3::Hasher::new();
     hasher.update(&seed.to_le_bytes());

@@ -10,6 +10,7 @@ mod chunking;
 mod compression;
 mod image;
 mod link;
+mod live;
 mod machine;
 mod relay;
 mod speed;
@@ -35,6 +36,8 @@ enum Bench {
     Speed(speed::Arguments),
     /// The link on one machine, beside bare QUIC and backups that need none
     Link(link::Arguments),
+    /// What the protection of a running machine costs: the machine, and the store
+    Live(live::Arguments),
     /// The link over long, lossy and shared paths, beside other congestion controls (root)
     Wan(wan::Arguments),
     /// Receives what `link` sends over bare QUIC (its child)
@@ -57,6 +60,7 @@ fn main() -> anyhow::Result<()> {
         Bench::Compression(arguments) => compression::run(&arguments),
         Bench::Speed(arguments) => speed::run(&arguments),
         Bench::Link(arguments) => link::run(&arguments),
+        Bench::Live(arguments) => live::run(&arguments),
         Bench::Wan(arguments) => wan::run(&arguments),
         Bench::BareReceiver(arguments) => link::bare::receive(&arguments),
         Bench::ForgetfulGateway(arguments) => link::forgetful::serve(&arguments),

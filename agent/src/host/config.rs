@@ -8,6 +8,7 @@
 //! How long points are kept is a setting here, though no host can give one up: it is written into each
 //! new point, and whoever holds a key that may expire points goes by that.
 
+mod effective;
 mod keep;
 mod units;
 mod validate;
@@ -299,7 +300,7 @@ impl Settings {
     /// # Errors
     /// [`Kind::Bug`] where the settings cannot be written as TOML.
     pub fn effective(&self) -> Result<String> {
-        toml::to_string_pretty(&validate::written(self)).map_err(|error| {
+        toml::to_string_pretty(&effective::written(self)).map_err(|error| {
             Error::new(Kind::Bug, "cannot write the settings as TOML").caused_by(error)
         })
     }

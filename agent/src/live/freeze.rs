@@ -295,8 +295,8 @@ impl Snapshot {
         let taken = self.instant().await;
         if let (Some(seat), Ok((_, held))) = (&self.seat, &taken) {
             seat.took(begun, begun + *held);
+            self.meet(Step::Taken).await;
         }
-        self.meet(Step::Taken).await;
         // Whatever came of it.
         let stilled = match still {
             Some(still) => Some(still.thaw(&self.name).await),

@@ -20,6 +20,41 @@ const VERSION_MIN: Version = Version {
     micro: 0,
 };
 
+/// What is asked for a machine's definition.
+const FACTS: &[&str] = &[
+    "query-version",
+    "query-name",
+    "query-uuid",
+    "query-memory-size-summary",
+    "query-memory-devices",
+    "query-cpus-fast",
+    "query-iothreads",
+    "query-block",
+    "query-pci",
+    "query-rx-filter",
+    "query-tpm",
+];
+/// What changes without the machine being another: counters, processes, what a guest listens to.
+const PASSING: &[&str] = &[
+    "actual-size",
+    "allocated-clusters",
+    "broadcast-allowed",
+    "dirty-bitmaps",
+    "io-status",
+    "multicast",
+    "multicast-overflow",
+    "multicast-table",
+    "promiscuous",
+    "snapshots",
+    "thread-id",
+    "throttle-group",
+    "tray_open",
+    "unicast",
+    "unicast-overflow",
+    "unicast-table",
+    "vlan-table",
+];
+
 /// The channel that a guest's agent listens at.
 const AGENT_CHANNEL: &str = "org.qemu.guest_agent.0";
 
@@ -188,6 +223,29 @@ impl Machine {
         Ok(())
     }
 
+    /// What QEMU tells of the machine, as JSON: what somebody needs to put such a one together. The same
+    /// as long as the machine stays the same.
+    ///
+    /// # Errors
+    /// Where QEMU does not answer. What it does not know is left out.
+    pub async fn definition(&mut self) -> Result<String> {
+        let mut told = serde_json::Map::new();
+        for command in FACTS {
+            match self.qmp.execute(command, Value::Null).await {
+                Ok(answer) => {
+                    told.insert((*command).to_owned(), lasting(answer));
+                }
+                Err(error) if error.kind() == Kind::Unavailable => return Err(error),
+                // An older QEMU, or a machine without such a part.
+                Err(error) => tracing::debug!(command, error = error.chain(), "not told"),
+            }
+        }
+        let kind = self.text_property("/machine", "type").await?;
+        told.insert("machine".to_owned(), kind.into());
+        serde_json::to_string_pretty(&told)
+            .map_err(|error| Error::new(Kind::Bug, "JSON that is none").caused_by(error))
+    }
+
     /// Finds the channel to the guest's agent, by the name that agents look for.
     async fn find_agent(&mut self) -> Result<Option<PathBuf>> {
         for parent in ["/machine/peripheral", "/machine/peripheral-anon"] {
@@ -277,6 +335,19 @@ impl Machine {
                 })
                 .collect(),
         }))
+    }
+}
+
+/// Without what changes by itself.
+fn lasting(told: Value) -> Value {
+    match told {
+        Value::Object(fields) => fields
+            .into_iter()
+            .filter(|(name, _)| !PASSING.contains(&name.as_str()))
+            .map(|(name, value)| (name, lasting(value)))
+            .collect(),
+        Value::Array(items) => items.into_iter().map(lasting).collect(),
+        other => other,
     }
 }
 

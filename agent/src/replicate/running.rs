@@ -30,6 +30,9 @@ use tidegate_protocol::ids::PointId;
 use tidegate_protocol::record::{Consistency, Role};
 use tokio_util::sync::CancellationToken;
 
+/// The format of a definition that is what QEMU tells of a machine.
+pub const QMP_DEFINITION: &str = "qmp";
+
 /// The largest file that is taken for a machine's firmware variables, in bytes.
 const NVRAM_BYTES_MAX: u64 = 64 << 20;
 
@@ -94,7 +97,9 @@ pub async fn back_up_running(
     let point = PointId(clock::random()?);
     let (frozen, files) = match &request.hypervisor {
         Hypervisor::Qmp(socket) => {
-            let machine = Machine::connect(socket).await?;
+            let mut machine = Machine::connect(socket).await?;
+            let told = machine.definition().await?.into_bytes();
+            let files = vec![file("definition", Role::Definition, QMP_DEFINITION, told)];
             let name = machine_name(&request, &machine.name)?;
             let standing = standing(repository, &name)?;
             let freeze = request.freeze.clone();
@@ -107,7 +112,7 @@ pub async fn back_up_running(
                     request.seat.take(),
                 )
                 .await?;
-            (frozen, Vec::new())
+            (frozen, files)
         }
         Hypervisor::Libvirt(libvirt, domain) => {
             let domain = libvirt.domain(domain).await?;

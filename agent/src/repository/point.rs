@@ -283,15 +283,15 @@ impl Point {
         self.disks.iter().chain(files)
     }
 
-    /// The disk of that name, or the only one.
+    /// The disk of that name, or what else is stored under it; without a name the only disk.
     pub fn disk(&self, name: Option<&str>) -> Result<&PointDisk> {
         let found = match name {
-            Some(name) => self.disks.iter().find(|disk| disk.name == name),
+            Some(name) => self.contents().find(|it| it.name == name),
             None if self.disks.len() == 1 => self.disks.first(),
             None => None,
         };
         found.ok_or_else(|| {
-            let names: Vec<_> = self.disks.iter().map(|disk| disk.name.as_str()).collect();
+            let names: Vec<_> = self.contents().map(|it| it.name.as_str()).collect();
             let what = match name {
                 Some(name) => format!("{}@{} has no disk {name:?}", self.machine, self.id.short()),
                 None => format!("{}@{} has several disks", self.machine, self.id.short()),

@@ -26,7 +26,7 @@ fn a_point_is_a_moment_and_the_next_costs_what_changed() {
 }
 
 fn names_and_facts(site: &Site) {
-    let machine = site.connect().unwrap();
+    let mut machine = site.connect().unwrap();
     assert_eq!(machine.name, "writer");
     let facts: Vec<_> = machine
         .disks
@@ -35,6 +35,19 @@ fn names_and_facts(site: &Site) {
         .collect();
     assert_eq!(facts, [("system", "qcow2", true), ("disk1", "raw", false)]);
     assert!(machine.left_out.is_empty(), "{:?}", machine.left_out);
+    // What is told of the machine stays the same while it writes: it costs nothing each time.
+    let told = site.runtime.block_on(machine.definition()).unwrap();
+    let facts: serde_json::Value = serde_json::from_str(&told).unwrap();
+    assert!(facts["machine"].as_str().unwrap().contains("pc"), "{told}");
+    assert_eq!(facts["query-cpus-fast"].as_array().unwrap().len(), 1);
+    assert!(
+        told.contains("system.qcow2") && told.contains("virtual-size"),
+        "{told}"
+    );
+    site.runtime
+        .block_on(tokio::time::sleep(Duration::from_secs(1)));
+    let again = site.runtime.block_on(machine.definition()).unwrap();
+    assert_eq!(told, again);
     // QEMU talks to one program.
     let error = site.connect().unwrap_err();
     assert_eq!(error.kind(), Kind::Conflict);

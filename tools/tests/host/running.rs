@@ -88,6 +88,26 @@ fn a_running_machine_is_protected_every_second() {
         let believed = &disk["tracking"]["believed"];
         assert_eq!(*believed, Value::Bool(number > 0), "{number}: {point}");
     }
+    // What QEMU told of the machine travels too, for whoever has to put such a one together.
+    let definition = site.path("definition.json");
+    let to = text(&definition);
+    site.tidegate(&[
+        "restore",
+        "router@latest",
+        "--disk",
+        "definition",
+        "--to",
+        to,
+    ])
+    .succeeds();
+    let told: Value = serde_json::from_slice(&std::fs::read(&definition).unwrap()).unwrap();
+    assert!(
+        told["query-block"].to_string().contains("system.qcow2"),
+        "{told}"
+    );
+    site.tidegate(&["restore", "router@latest", "--to", "copy", "--define"])
+        .ends_with(10)
+        .says(&["no domain", "--disk definition"]);
     assert!(guest.is_running());
     site.tidegate(&["verify", "--all"]).succeeds();
 }

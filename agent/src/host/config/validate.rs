@@ -1,17 +1,17 @@
-//! Settings as written → as valid, and back.
+//! Settings as written → as valid.
+
+mod machines;
 
 use super::keep;
-use super::units::{
-    days, days_text, duration, duration_text, rate, rate_text, time_of_day, time_of_day_text,
-};
+use super::units::{days, duration, duration_text, rate, rate_text, time_of_day};
 use super::written::{self, Written};
 use super::{
-    DEFAULT_SOCKET, Find, Group, Hook, KeyPlace, Origin, Pattern, Policy, RateWindow, Reading,
-    RepositorySettings, Rhythm, Service, Settings,
+    DEFAULT_SOCKET, Group, Hook, KeyPlace, Policy, RateWindow, RepositorySettings, Rhythm, Service,
+    Settings,
 };
 use crate::config::{
-    COMPRESSION_LEVELS, CONNECTIONS, IN_FLIGHT, PACK_MIB, WORKERS, WrittenStore, from_folder,
-    place_from_folder, within,
+    COMPRESSION_LEVELS, CONNECTIONS, IN_FLIGHT, PACK_MIB, WORKERS, from_folder, place_from_folder,
+    within,
 };
 use crate::error::{Error, Kind, Result};
 use crate::host::glob;
@@ -23,6 +23,7 @@ use croner::Cron;
 use croner::parser::{CronParser, Seconds, Year};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use machines::{machine, machines_are_one_each, pattern};
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -32,8 +33,6 @@ use std::time::Duration;
 const STATE_DIR: &str = "/var/lib/tidegate";
 const CACHE_DIR: &str = "/var/cache/tidegate";
 const SOCKET_GROUP: &str = "tidegate";
-const NAME_TEMPLATE: &str = "{stem}";
-const NAME_TEMPLATE_OF_DOMAINS: &str = "{name}";
 const SCRATCH_DIR: &str = "/var/tmp";
 const SCRATCH_MIB: RangeInclusive<u64> = 16..=1 << 30;
 const SCRATCH_MIB_DEFAULT: u64 = 10 << 10;
@@ -368,198 +367,6 @@ fn cron(text: &str) -> Result<Cron, String> {
     }
 }
 
-fn machine(key: &str, written: &written::Machine, folder: &Path) -> Result<Origin> {
-    let of_images = || {
-        reading(
-            key,
-            written.format.as_deref(),
-            &written.backing_folders,
-            written.skip_check,
-            folder,
-        )
-    };
-    if written.connect.is_some() && written.vm.is_none() {
-        return Err(at(
-            &format!("{key}.connect"),
-            "expected only beside vm, found without",
-        ));
-    }
-    if written.vm.is_some() || written.qmp.is_some() {
-        only_of_images(
-            key,
-            &written.format,
-            &written.backing_folders,
-            written.skip_check,
-        )?;
-    }
-    match (written.images.as_slice(), &written.vm, &written.qmp) {
-        ([], None, None) => Err(at(
-            &format!("{key}.images"),
-            "expected at least one image, or vm or qmp in place of it, found none",
-        )),
-        ([], Some(domain), None) => Ok(Origin::Domain {
-            domain: not_empty(&format!("{key}.vm"), domain)?,
-            connect: written.connect.clone(),
-        }),
-        ([], None, Some(socket)) => Ok(Origin::Monitor(from_folder(folder, socket))),
-        (images, None, None) => Ok(Origin::Images {
-            images: images
-                .iter()
-                .map(|path| from_folder(folder, path))
-                .collect(),
-            reading: of_images()?,
-        }),
-        _ => Err(at(key, "expected one of images, vm and qmp, found several")),
-    }
-}
-
-fn not_empty(key: &str, text: &str) -> Result<String> {
-    match text.trim() {
-        "" => Err(at(key, "expected a name, found nothing")),
-        text => Ok(text.to_owned()),
-    }
-}
-
-fn pattern(key: &str, written: &written::Pattern, folder: &Path) -> Result<Pattern> {
-    let paths = |field: &str, pattern: &str| -> Result<String> {
-        let pattern = place_from_folder(folder, pattern);
-        glob::check_path(&pattern).map_err(|fault| at(&format!("{key}.{field}"), fault))?;
-        Ok(pattern)
-    };
-    let is_of_domains = written.vm.is_some() || written.tag.is_some();
-    if is_of_domains {
-        only_of_images(
-            key,
-            &written.format,
-            &written.backing_folders,
-            written.skip_check,
-        )?;
-    } else if written.connect.is_some() {
-        return Err(at(
-            &format!("{key}.connect"),
-            "expected only beside vm or tag, found without",
-        ));
-    }
-    let (parts, default, find, exclude) = match (&written.pattern, is_of_domains) {
-        (Some(pattern), false) => {
-            let reading = reading(
-                key,
-                written.format.as_deref(),
-                &written.backing_folders,
-                written.skip_check,
-                folder,
-            )?;
-            let pattern = paths("pattern", pattern)?;
-            let exclude = written.exclude.iter();
-            let exclude = exclude.map(|pattern| paths("exclude", pattern));
-            (
-                &["{stem}", "{folder}"][..],
-                NAME_TEMPLATE,
-                Find::Images { pattern, reading },
-                exclude.collect::<Result<_>>()?,
-            )
-        }
-        (None, true) => (
-            &["{name}"][..],
-            NAME_TEMPLATE_OF_DOMAINS,
-            Find::Domains {
-                pattern: not_empty(&format!("{key}.vm"), written.vm.as_deref().unwrap_or("*"))?,
-                tag: match &written.tag {
-                    Some(tag) => Some(not_empty(&format!("{key}.tag"), tag)?),
-                    None => None,
-                },
-                connect: written.connect.clone(),
-            },
-            written.exclude.clone(),
-        ),
-        _ => return Err(at(key, "expected one of pattern, and vm or tag")),
-    };
-    let name = written.name.as_deref().unwrap_or(default);
-    let mut left = name.to_owned();
-    for part in parts {
-        left = left.replace(part, "");
-    }
-    if left == name || left.contains(['{', '}']) {
-        return Err(at(
-            &format!("{key}.name"),
-            format!(
-                "expected a text with {} in it, found {name:?}",
-                parts.join(" or ")
-            ),
-        ));
-    }
-    Ok(Pattern {
-        find,
-        name: name.to_owned(),
-        exclude,
-    })
-}
-
-fn reading(
-    key: &str,
-    format: Option<&str>,
-    backing_folders: &[PathBuf],
-    skip_check: bool,
-    folder: &Path,
-) -> Result<Reading> {
-    let format = format.map(|text| {
-        text.parse()
-            .map_err(|error: Error| at(&format!("{key}.format"), error.to_string()))
-    });
-    Ok(Reading {
-        format: format.transpose()?,
-        backing_folders: backing_folders
-            .iter()
-            .map(|path| from_folder(folder, path))
-            .collect(),
-        skip_check,
-    })
-}
-
-/// A machine that runs has one name here, and a policy that it can follow.
-fn machines_are_one_each(settings: &Settings) -> Result<()> {
-    let mut names: BTreeMap<String, &str> = BTreeMap::new();
-    for (name, origin) in &settings.machines {
-        let (key, what) = match origin {
-            Origin::Images { .. } => continue,
-            Origin::Domain { domain, connect } => {
-                let connect = connect.as_deref().unwrap_or_default();
-                ("vm", format!("{domain} {connect}"))
-            }
-            Origin::Monitor(socket) => ("qmp", socket.display().to_string()),
-        };
-        let key = format!("machine.{name}.{key}");
-        if let Some(other) = names.insert(what, name) {
-            return Err(at(
-                &key,
-                format!("expected another one than machine.{other} has, found the same"),
-            ));
-        }
-    }
-    Ok(())
-}
-
-/// Keys that speak of images, where there are none.
-fn only_of_images(
-    key: &str,
-    format: &Option<String>,
-    backing_folders: &[PathBuf],
-    skip_check: bool,
-) -> Result<()> {
-    let named = [
-        ("format", format.is_some()),
-        ("backing_folders", !backing_folders.is_empty()),
-        ("skip_check", skip_check),
-    ];
-    match named.iter().find(|(_, is_named)| *is_named) {
-        None => Ok(()),
-        Some((field, _)) => Err(at(
-            &format!("{key}.{field}"),
-            "expected only beside images, found without",
-        )),
-    }
-}
-
 fn groups_refer(settings: &Settings) -> Result<()> {
     let known = |names: Vec<&String>| match names.is_empty() {
         true => "none is there".to_owned(),
@@ -618,176 +425,4 @@ fn groups_refer(settings: &Settings) -> Result<()> {
         }
     }
     Ok(())
-}
-
-pub(super) fn written(settings: &Settings) -> Written {
-    let service = &settings.service;
-    Written {
-        service: written::Service {
-            concurrency: Some(service.concurrency),
-            state_dir: Some(service.state_dir.clone()),
-            socket: Some(service.socket.clone()),
-            socket_group: Some(service.socket_group.clone()),
-            listen: service.listen.map(|address| address.to_string()),
-            stop_grace: Some(duration_text(service.stop_grace)),
-            time_zone: service
-                .time_zone_name
-                .clone()
-                .or_else(|| service.time_zone.iana_name().map(str::to_owned)),
-            scratch_dir: Some(service.scratch.folder.clone()),
-            scratch_max_mib: Some(service.scratch.bytes_max >> 20),
-            scratch_reserve_mib: Some(service.scratch.reserve_bytes >> 20),
-        },
-        repository: settings
-            .repositories
-            .iter()
-            .map(|(name, repository)| (name.clone(), repository_written(repository)))
-            .collect(),
-        policy: settings
-            .policies
-            .iter()
-            .map(|(name, policy)| (name.clone(), policy_written(policy)))
-            .collect(),
-        group: settings
-            .groups
-            .iter()
-            .map(|(name, group)| {
-                let group = written::Group {
-                    machines: group.machines.clone(),
-                    policy: group.policy.clone(),
-                    repository: group.repository.clone(),
-                    together_within: group.together_within.map(duration_text),
-                };
-                (name.clone(), group)
-            })
-            .collect(),
-        machine: settings
-            .machines
-            .iter()
-            .map(|(name, origin)| (name.clone(), machine_written(origin)))
-            .collect(),
-        machines: settings
-            .patterns
-            .iter()
-            .map(|pattern| {
-                let mut written = written::Pattern {
-                    pattern: None,
-                    vm: None,
-                    tag: None,
-                    connect: None,
-                    name: Some(pattern.name.clone()),
-                    exclude: pattern.exclude.clone(),
-                    format: None,
-                    backing_folders: Vec::new(),
-                    skip_check: false,
-                };
-                match &pattern.find {
-                    Find::Images { pattern, reading } => {
-                        written.pattern = Some(pattern.clone());
-                        written.format = reading.format.map(|format| format.to_string());
-                        written.backing_folders.clone_from(&reading.backing_folders);
-                        written.skip_check = reading.skip_check;
-                    }
-                    Find::Domains {
-                        pattern,
-                        tag,
-                        connect,
-                    } => {
-                        written.vm = Some(pattern.clone());
-                        written.tag.clone_from(tag);
-                        written.connect.clone_from(connect);
-                    }
-                }
-                written
-            })
-            .collect(),
-    }
-}
-
-fn machine_written(origin: &Origin) -> written::Machine {
-    let mut written = written::Machine {
-        images: Vec::new(),
-        vm: None,
-        qmp: None,
-        connect: None,
-        format: None,
-        backing_folders: Vec::new(),
-        skip_check: false,
-    };
-    match origin {
-        Origin::Images { images, reading } => {
-            written.images.clone_from(images);
-            written.format = reading.format.map(|format| format.to_string());
-            written.backing_folders.clone_from(&reading.backing_folders);
-            written.skip_check = reading.skip_check;
-        }
-        Origin::Domain { domain, connect } => {
-            written.vm = Some(domain.clone());
-            written.connect.clone_from(connect);
-        }
-        Origin::Monitor(socket) => written.qmp = Some(socket.clone()),
-    }
-    written
-}
-
-fn repository_written(repository: &RepositorySettings) -> written::Repository {
-    let how = repository.backup();
-    let store = &repository.store;
-    written::Repository {
-        location: repository.location.clone(),
-        key: repository.key.written(),
-        cache_dir: Some(repository.cache_dir.clone()),
-        identity: Some(repository.identity.clone()),
-        connections: Some(store.link.connections),
-        workers: Some(how.workers),
-        compression_level: Some(how.compression_level),
-        pack_mib: Some(how.pack_bytes >> 20),
-        uploads_in_flight: Some(how.uploads_in_flight),
-        store: WrittenStore {
-            connect_timeout_seconds: Some(store.connect_timeout.as_secs()),
-            request_timeout_seconds: Some(store.request_timeout.as_secs()),
-            operation_deadline_seconds: Some(store.operation_deadline.as_secs()),
-        },
-    }
-}
-
-fn policy_written(policy: &Policy) -> written::Policy {
-    let time = |time: Duration| Some(duration_text(time));
-    written::Policy {
-        every: match &policy.rhythm {
-            Rhythm::Every(every) => time(*every),
-            _ => None,
-        },
-        schedule: match &policy.rhythm {
-            Rhythm::Schedule(_, text) => Some(text.clone()),
-            _ => None,
-        },
-        rpo: policy.rpo.and_then(time),
-        jitter: (!policy.jitter.is_zero()).then(|| duration_text(policy.jitter)),
-        retry_after: time(policy.retry_after),
-        limit: policy.limit_bytes_per_second.map(rate_text),
-        congestion: Some(policy.congestion),
-        quiesce: Some(policy.quiesce),
-        audit_ppm: Some(policy.audit_ppm),
-        keep: keep::written(&policy.keep),
-        pre: policy.pre.as_ref().map(|hook| written::PreHook {
-            command: hook.command.clone(),
-            timeout: time(hook.timeout),
-            on_failure: Some(policy.pre_on_failure),
-        }),
-        post: policy.post.as_ref().map(|hook| written::PostHook {
-            command: hook.command.clone(),
-            timeout: time(hook.timeout),
-        }),
-        rate: policy
-            .windows
-            .iter()
-            .map(|window| written::Rate {
-                from: time_of_day_text(window.from),
-                to: time_of_day_text(window.to),
-                days: Some(days_text(&window.days)),
-                limit: rate_text(window.limit_bytes_per_second),
-            })
-            .collect(),
-    }
 }

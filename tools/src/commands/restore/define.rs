@@ -15,6 +15,7 @@ use tidegate_agent::durable;
 use tidegate_agent::live::libvirt::{Libvirt, PlacedDisk, Redefinition, redefine};
 use tidegate_agent::progress::Progress;
 use tidegate_agent::recover::{self, RestoreMode};
+use tidegate_agent::replicate::QMP_DEFINITION;
 use tidegate_agent::repository::Point;
 use tidegate_agent::target::{BytesTarget, Target};
 use tidegate_agent::{Error, Kind, Result};
@@ -46,6 +47,21 @@ pub(super) struct Machine {
 impl Machine {
     /// Reads the machine's definition, and looks that nothing stands in its way.
     pub(super) async fn new(work: &Work<'_>, point: &Point, how: &Define) -> Result<Self> {
+        let format = |role| {
+            let file = point.files.iter().find(|file| file.role == Some(role));
+            file.map(|file| file.content.source_format.as_str())
+        };
+        if format(Role::Definition) == Some(QMP_DEFINITION) {
+            return Err(Error::new(
+                Kind::Unsupported,
+                format!(
+                    "{}@{} is of a QEMU without libvirt: what QEMU told of the machine is no domain",
+                    point.machine,
+                    point.id.short()
+                ),
+            )
+            .advise("restore its disks, and read about the machine: --disk definition"));
+        }
         let definition = content(work, point, Role::Definition).await?;
         let definition = definition.and_then(|bytes| String::from_utf8(bytes).ok());
         let Some(definition) = definition else {
