@@ -44,8 +44,7 @@ fn names_and_facts(site: &Site) {
         told.contains("system.qcow2") && told.contains("virtual-size"),
         "{told}"
     );
-    site.runtime
-        .block_on(tokio::time::sleep(Duration::from_secs(1)));
+    std::thread::sleep(Duration::from_secs(1));
     let again = site.runtime.block_on(machine.definition()).unwrap();
     assert_eq!(told, again);
     // QEMU talks to one program.

@@ -199,14 +199,14 @@ fn ensure_may_read(repository: &Repository) -> Result<()> {
     .advise("name a restore key with --key or TIDEGATE_KEY"))
 }
 
-/// The disks that were asked for.
+/// The disks that were asked for; or what else is stored under that name.
 fn chosen<'a>(point: &'a Point, name: Option<&str>) -> Result<Vec<&'a PointDisk>> {
     let Some(name) = name else {
         return Ok(point.disks.iter().collect());
     };
-    let found = point.disks.iter().find(|disk| disk.name == name);
+    let found = point.contents().find(|disk| disk.name == name);
     found.map(|disk| vec![disk]).ok_or_else(|| {
-        let there: Vec<_> = point.disks.iter().map(|disk| disk.name.as_str()).collect();
+        let there: Vec<_> = point.contents().map(|disk| disk.name.as_str()).collect();
         Error::new(
             Kind::Missing,
             format!(
