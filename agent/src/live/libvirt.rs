@@ -54,15 +54,27 @@ impl Libvirt {
         self.uri.as_deref()
     }
 
-    /// Thaws a domain's file systems by its agent. Says how many were frozen.
+    /// What time a domain's agent says it is: whether it answers.
+    pub(super) async fn time_of(&self, uuid: &str) -> Result<()> {
+        self.virsh(&["domtime", "--domain", uuid]).await.map(drop)
+    }
+
+    /// Freezes a domain's file systems by its agent. Says how many.
+    pub(super) async fn freeze_file_systems(&self, uuid: &str) -> Result<u64> {
+        // "Froze 2 filesystem(s)"
+        self.virsh(&["domfsfreeze", "--domain", uuid])
+            .await
+            .and_then(|told| count_in(&told))
+    }
+
+    /// Thaws a domain's file systems by its agent. Says how many were frozen: none of a domain that is
+    /// off.
     pub(super) async fn thaw(&self, uuid: &str) -> Result<u64> {
-        let told = self.virsh(&["domfsthaw", "--domain", uuid]).await?;
-        // "Thawed 2 filesystem(s)"
-        let count = told.split_whitespace().find_map(|word| word.parse().ok());
-        count.ok_or_else(|| {
-            let told = told.trim().escape_debug();
-            Error::new(Kind::Unavailable, format!("virsh domfsthaw says {told}"))
-        })
+        match self.virsh(&["domfsthaw", "--domain", uuid]).await {
+            Err(error) if error.to_string().contains("domain is not running") => Ok(0),
+            // "Thawed 2 filesystem(s)"
+            told => told.and_then(|told| count_in(&told)),
+        }
     }
 
     /// Every domain, running or not.
@@ -206,6 +218,15 @@ impl DomainName {
             name: name.trim().to_owned(),
         })
     }
+}
+
+/// The number that stands in what virsh says.
+fn count_in(told: &str) -> Result<u64> {
+    let count = told.split_whitespace().find_map(|word| word.parse().ok());
+    count.ok_or_else(|| {
+        let told = told.trim().escape_debug();
+        Error::new(Kind::Unavailable, format!("virsh says {told}"))
+    })
 }
 
 async fn read(pipe: Option<impl AsyncRead + Unpin>) -> String {
