@@ -39,8 +39,9 @@ use tokio::time::Instant;
 
 /// The longest that a guest's file systems are frozen: Windows allows ten seconds too.
 const HELD_TIME_MAX: Duration = Duration::from_secs(10);
-/// How long a guard tries to thaw before it gives up: libvirt's daemon may be starting again.
-const GUARD_TIME_MAX: Duration = Duration::from_secs(600);
+/// How long a guard tries to thaw before it gives up: libvirt's daemon may be starting again. Who waits for all that
+/// our program says waits for the guard too.
+const GUARD_TIME_MAX: Duration = Duration::from_secs(120);
 /// Between two attempts: at first, and at most.
 const PAUSE_MIN: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(10);

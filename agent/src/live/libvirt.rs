@@ -61,16 +61,17 @@ impl Libvirt {
 
     /// Freezes a domain's file systems by its agent. Says how many.
     pub(super) async fn freeze_file_systems(&self, uuid: &str) -> Result<u64> {
+        let told = self
+            .chatty_virsh(&["domfsfreeze", "--domain", uuid])
+            .await?;
         // "Froze 2 filesystem(s)"
-        self.virsh(&["domfsfreeze", "--domain", uuid])
-            .await
-            .and_then(|told| count_in(&told))
+        count_in(&told)
     }
 
     /// Thaws a domain's file systems by its agent. Says how many were frozen: none of a domain that is
     /// off.
     pub(super) async fn thaw(&self, uuid: &str) -> Result<u64> {
-        match self.virsh(&["domfsthaw", "--domain", uuid]).await {
+        match self.chatty_virsh(&["domfsthaw", "--domain", uuid]).await {
             Err(error) if error.to_string().contains("domain is not running") => Ok(0),
             // "Thawed 2 filesystem(s)"
             told => told.and_then(|told| count_in(&told)),
@@ -159,10 +160,19 @@ impl Libvirt {
         self.virsh(&["start", "--domain", domain]).await.map(drop)
     }
 
-    /// Runs `virsh` and returns what it says.
+    /// Runs `virsh` and returns what it says, without words for people.
     async fn virsh<A: AsRef<OsStr>>(&self, arguments: &[A]) -> Result<String> {
         let mut command = Command::new("virsh");
         command.arg("--quiet");
+        self.call(command, arguments).await
+    }
+
+    /// The same with such words: how many file systems there are stands nowhere else.
+    async fn chatty_virsh<A: AsRef<OsStr>>(&self, arguments: &[A]) -> Result<String> {
+        self.call(Command::new("virsh"), arguments).await
+    }
+
+    async fn call<A: AsRef<OsStr>>(&self, mut command: Command, arguments: &[A]) -> Result<String> {
         if let Some(uri) = &self.uri {
             command.arg("--connect").arg(uri);
         }
@@ -277,6 +287,12 @@ mod tests {
             })
         );
         assert_eq!(DomainName::parse(""), None);
+    }
+
+    #[test]
+    fn file_systems_are_counted() {
+        assert_eq!(count_in("Thawed 2 filesystem(s)\n\n").unwrap(), 2);
+        assert_eq!(count_in("").unwrap_err().kind(), Kind::Unavailable);
     }
 
     #[test]
