@@ -30,6 +30,7 @@ mod nodes;
 pub mod qmp;
 mod scratch;
 mod source;
+mod still;
 mod together;
 
 pub use freeze::{FreezeSettings, Frozen, FrozenDisk, Quiesce};

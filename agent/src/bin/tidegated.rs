@@ -54,6 +54,14 @@ enum Command {
         #[arg(long, value_name = "FILE", default_value = gateway::config::DEFAULT_FILE, value_hint = ValueHint::FilePath)]
         config: PathBuf,
     },
+    /// Thaw guests that the host service left frozen when it was killed. For when it has ended: the unit does it.
+    ///
+    /// While the service runs nothing is left frozen: a guest is thawed after 10 s at the latest.
+    Thaw {
+        /// The configuration file of the host service
+        #[arg(long, value_name = "FILE", default_value = DEFAULT_FILE, value_hint = ValueHint::FilePath)]
+        config: PathBuf,
+    },
     /// Look at configuration files.
     #[command(subcommand)]
     Config(Config),
@@ -130,6 +138,10 @@ fn run(args: Args) -> Result<()> {
                 credentials: credentials(),
             };
             serve(HOST_THREADS, service::run(options, handle))
+        }
+        Command::Thaw { config } => {
+            start_log();
+            serve(1, service::thaw_left(config))
         }
         Command::Gateway { config } => {
             start_log();

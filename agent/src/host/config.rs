@@ -83,6 +83,13 @@ pub struct Service {
     pub scratch: ScratchSettings,
 }
 
+impl Service {
+    /// The folder where it is noted which guests are frozen, while they are.
+    pub fn notes(&self) -> PathBuf {
+        self.state_dir.join("frozen")
+    }
+}
+
 /// A repository and how to write to it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RepositorySettings {

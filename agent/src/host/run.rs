@@ -43,6 +43,8 @@ pub struct Job {
     pub pacer: Arc<Pacer>,
     /// Where what a guest overwrites meanwhile is kept.
     pub scratch: ScratchSettings,
+    /// Where it is noted which guests are frozen.
+    pub notes: PathBuf,
     /// Its place among those that it is to be frozen together with.
     pub seat: Option<Seat>,
 }
@@ -289,6 +291,7 @@ impl Running<'_> {
             freeze: FreezeSettings {
                 scratch: self.job.scratch.clone(),
                 quiesce: selected.policy.quiesce,
+                notes: Some(self.job.notes.clone()),
             },
             host: replicate::host_name(),
             keep: selected.policy.keep.clone(),

@@ -25,6 +25,7 @@ use super::state::State;
 use crate::blocking::blocking;
 use crate::clock;
 use crate::error::{Error, Kind, Result};
+use crate::live::guard;
 use crate::metrics::{PrometheusHandle, listen};
 use crate::systemd::Systemd;
 use std::collections::HashMap;
@@ -40,6 +41,9 @@ use tokio::task::{Id, JoinError, JoinHandle, JoinSet};
 /// How often the disks are looked at for machines, and what changes with time is reckoned anew: the
 /// clock may have been set meanwhile.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
+
+/// How long a guest that was left frozen is tried after the service's end; less than the unit waits.
+const THAW_TIME_MAX: Duration = Duration::from_secs(60);
 
 /// After how long without a round of the loop `/health` says that something is wrong.
 const BEAT_AGE_MAX: Duration = Duration::from_secs(60);
@@ -62,6 +66,15 @@ impl Default for Options {
     }
 }
 
+/// Thaws guests that a service which was killed has left frozen. `file` is its configuration.
+///
+/// # Errors
+/// [`Kind::Unavailable`] where one may still be frozen.
+pub async fn thaw_left(file: PathBuf) -> Result<()> {
+    let settings = blocking(move || Settings::load(&file)).await?;
+    guard::thaw_left(&settings.service.notes(), THAW_TIME_MAX).await
+}
+
 /// Runs until SIGTERM or SIGINT.
 ///
 /// # Errors
@@ -76,6 +89,10 @@ pub async fn run(options: Options, metrics: PrometheusHandle) -> Result<()> {
     let now = clock::now_unix_ns();
     let state_dir = settings.service.state_dir.clone();
     let (state, remembered) = blocking(move || State::open(&state_dir, now)).await?;
+    // Before the first run freezes any. One that does not answer must not keep all others without backups.
+    if let Err(error) = guard::thaw_left(&settings.service.notes(), Duration::ZERO).await {
+        tracing::error!(error = error.chain(), "a guest was left frozen");
+    }
     let mut core = Core::new(options, settings, state, remembered);
     let first = core.settings();
     let domains: Arc<Domains> = Arc::default();

@@ -8,13 +8,12 @@
 //! leaves, the next connection brings back.
 
 use super::bitmap::{self, Action, Base, Lost, Turn};
-use super::guard::Guard;
-use super::guest_agent::GuestAgent;
 use super::machine::{Disk, LeftOut, Machine};
 use super::nodes::{self, Node, Server};
 use super::qmp::Qmp;
 use super::scratch::{Scratch, ScratchSettings};
 use super::source::{Broken, LiveSource};
+use super::still::{self, Still};
 use super::together::{Seat, Step, Together};
 use crate::blocking::blocking;
 use crate::clock;
@@ -25,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -47,6 +46,9 @@ pub struct FreezeSettings {
     pub scratch: ScratchSettings,
     /// Whether the software in the guest is asked to be still.
     pub quiesce: Quiesce,
+    /// The folder where it is noted which guests are frozen while they are, for
+    /// [`guard::thaw_left`](super::guard::thaw_left): whoever kills us with our children can call it.
+    pub notes: Option<PathBuf>,
 }
 
 /// Whether the software in a guest is asked to write out what it has and be still for the moment.
@@ -289,7 +291,8 @@ impl Snapshot {
         self.transact(self.actions(Turn::begin)).await?;
         self.recording = true;
         self.meet(Step::Prepared).await;
-        let still = self.quiesce(quiesce).await?;
+        let still = Still::by_agent(self.agent.as_deref(), settings.notes.as_deref());
+        let still = still::quiesce(quiesce, &self.name, still).await?;
         self.meet(Step::Still).await;
         let begun = Instant::now();
         let taken = self.instant().await;
@@ -303,10 +306,9 @@ impl Snapshot {
             None => None,
         };
         let (taken_unix_ns, held) = taken?;
-        let (stilled, was_still) = stilled.unzip();
-        let was_still = was_still.unwrap_or(false);
+        let was_still = stilled.is_some_and(|stilled| stilled.lasted);
         if quiesce == Quiesce::Require && !was_still {
-            return Err(not_still(&self.name));
+            return Err(still::not_still(&self.name));
         }
         let together = self.seat.as_ref().and_then(Seat::outcome);
         self.transact(self.actions(Turn::freeze)).await?;
@@ -316,7 +318,7 @@ impl Snapshot {
         }
         Ok(Made {
             taken_unix_ns,
-            held: stilled.unwrap_or(held),
+            held: stilled.map_or(held, |stilled| stilled.held),
             consistency: match was_still {
                 true => Consistency::Application,
                 false => Consistency::Crash,
@@ -330,25 +332,6 @@ impl Snapshot {
     async fn meet(&self, step: Step) {
         if let Some(seat) = &self.seat {
             seat.meet(step).await;
-        }
-    }
-
-    /// Freezes the guest's file systems by its agent.
-    async fn quiesce(&self, how: Quiesce) -> Result<Option<Still>> {
-        if how == Quiesce::Off {
-            return Ok(None);
-        }
-        match Still::begin(self.agent.as_deref()).await {
-            Ok(still) => Ok(Some(still)),
-            Err(error) if how == Quiesce::Require => Err(not_still(&self.name).caused_by(error)),
-            Err(error) => {
-                tracing::warn!(
-                    machine = self.name,
-                    error = error.chain(),
-                    "the guest agent does not answer: the point is as after a power cut"
-                );
-                Ok(None)
-            }
         }
     }
 
@@ -557,83 +540,6 @@ impl Snapshot {
             .await
             .map(drop)
     }
-}
-
-/// A guest whose file systems are frozen.
-struct Still {
-    since: Instant,
-    agent: GuestAgent,
-    guard: Guard,
-}
-
-impl Still {
-    async fn begin(socket: Option<&Path>) -> Result<Self> {
-        let socket = socket.ok_or_else(|| {
-            Error::new(
-                Kind::Unavailable,
-                "QEMU has no channel to a guest agent (org.qemu.guest_agent.0) on a unix socket",
-            )
-        })?;
-        let mut agent = GuestAgent::connect(socket).await?;
-        if agent.is_frozen().await? {
-            tracing::warn!("the guest was found frozen, and is thawed first");
-            agent.thaw().await?;
-        }
-        let guard = Guard::over_agent(&agent)?;
-        let since = Instant::now();
-        let error = match agent.freeze().await {
-            Ok(1..) => {
-                return Ok(Self {
-                    since,
-                    agent,
-                    guard,
-                });
-            }
-            Ok(0) => Error::new(Kind::Unavailable, "the guest has no file system to freeze"),
-            Err(error) => error,
-        };
-        // It may have frozen some, or all and told us too late.
-        if agent.thaw().await.is_ok() {
-            guard.dismiss().await;
-        }
-        Err(error)
-    }
-
-    /// Ends the stillness. Says how long it lasted, and whether it lasted until now.
-    async fn thaw(mut self, machine: &str) -> (Duration, bool) {
-        let was_still = self.agent.is_frozen().await.unwrap_or(false);
-        let thawed = self.agent.thaw().await;
-        let held = self.since.elapsed();
-        match thawed {
-            Ok(count) => {
-                self.guard.dismiss().await;
-                if !was_still || count == 0 {
-                    tracing::warn!(
-                        machine,
-                        "the guest was thawed before the moment: the point is as after a power cut"
-                    );
-                }
-                (held, was_still && count > 0)
-            }
-            Err(error) => {
-                tracing::error!(
-                    machine,
-                    error = error.chain(),
-                    "the guest's file systems could not be thawed; their guard goes on trying"
-                );
-                (held, false)
-            }
-        }
-    }
-}
-
-/// The software in a machine had to be still at the moment, and was not.
-pub(super) fn not_still(machine: &str) -> Error {
-    Error::new(
-        Kind::Unavailable,
-        format!("the software in machine {machine:?} could not be frozen for the moment"),
-    )
-    .advise("look whether qemu-guest-agent runs in it and has its channel")
 }
 
 /// Changes to a disk's bitmaps in QEMU's words.

@@ -1,18 +1,32 @@
 //! Somebody who thaws a guest when whoever froze it is not there to do it any more, or takes too long.
 //!
-//! A child process, started before the guest is frozen: the same program, told to be a guard. It waits
-//! at a pipe whose other end the freezing program holds; the end of the pipe means that this one died,
-//! and a guest is never held longer than [`HELD_TIME_MAX`]. Then the guard thaws. What it cannot
-//! survive is a kill of both at once; so whoever freezes next thaws first what is found frozen.
+//! | What befalls | Who thaws |
+//! |---|---|
+//! | the moment takes longer than [`HELD_TIME_MAX`] | the guard |
+//! | the freezing program dies or is killed | the guard, at once |
+//! | it is killed with all its children, as a service by systemd | who is told to: [`thaw_left`] reads the [notes](Note) |
+//! | not even that | the next freeze of that machine, which thaws first what it finds frozen |
+//!
+//! A guard is a child process, started before the guest is frozen: the same program, told to be one. It
+//! waits at a pipe whose other end the freezing program holds; the end of the pipe means that this one
+//! died. The invariant: from before a guest is frozen until it is thawed there is a guard and, where a
+//! folder for them is given, a note.
 
+mod note;
+
+pub use note::thaw_left;
+
+use self::note::Note;
 use super::guest_agent::GuestAgent;
 use super::libvirt::Libvirt;
+use crate::blocking::blocking;
 use crate::error::{Error, Kind, Result};
 use rustix::fd::AsFd as _;
-use std::ffi::{OsStr, OsString};
+use serde::{Deserialize, Serialize};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -21,12 +35,17 @@ use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::Instant;
 
 /// The longest that a guest's file systems are frozen: Windows allows ten seconds too.
 const HELD_TIME_MAX: Duration = Duration::from_secs(10);
-/// How often a guard tries to thaw before it gives up.
-const TRIES: u32 = 5;
-/// The first argument of a guard.
+/// How long a guard tries to thaw before it gives up: libvirt's daemon may be starting again. Who waits for all that
+/// our program says waits for the guard too.
+const GUARD_TIME_MAX: Duration = Duration::from_secs(120);
+/// Between two attempts: at first, and at most.
+const PAUSE_MIN: Duration = Duration::from_millis(500);
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+/// The first argument of a guard; the second one is its [`Post`].
 const VERB: &str = "thaw-guard";
 /// What the freezing program says when the guest is thawed.
 const DONE: &[u8] = b"d";
@@ -41,7 +60,7 @@ static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
 pub fn be_one_if_asked() -> Option<ExitCode> {
     let mut arguments = std::env::args_os().skip(1);
     if arguments.next().as_deref() == Some(OsStr::new(VERB)) {
-        return Some(guard(&arguments.collect::<Vec<_>>()));
+        return Some(guard(&arguments.next().unwrap_or_default()));
     }
     set_program(OWN_PROGRAM.into());
     None
@@ -52,46 +71,93 @@ pub fn set_program(program: PathBuf) {
     PROGRAM.get_or_init(|| program);
 }
 
+/// How a guest is reached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Way {
+    /// By its agent, at this socket.
+    Agent(PathBuf),
+    /// By the libvirt at `uri`.
+    Domain { uuid: String, uri: Option<String> },
+}
+
+/// What a guard is told.
+#[derive(Debug, Serialize, Deserialize)]
+struct Post {
+    way: Way,
+    /// To be taken away when the guest is thawed.
+    note: Option<PathBuf>,
+}
+
 /// A guard at its post. Dropped, it thaws.
 pub(super) struct Guard {
     child: Child,
     pipe: ChildStdin,
+    note: Option<Note>,
 }
 
 impl Guard {
-    /// Thaws by the agent of this connection.
-    pub(super) fn over_agent(agent: &GuestAgent) -> Result<Self> {
+    /// Thaws by the agent of this connection to `socket`: QEMU listens to one at a time.
+    pub(super) async fn over_agent(
+        agent: &GuestAgent,
+        socket: &Path,
+        notes: Option<&Path>,
+    ) -> Result<Self> {
         let connection = agent.as_fd().try_clone_to_owned();
         let connection =
             connection.map_err(|error| Error::io("cannot hand a connection to a guard", error))?;
-        Self::start(&[], connection.into())
+        Self::start(Way::Agent(socket.to_owned()), notes, connection.into()).await
     }
 
     /// Thaws a domain of libvirt.
-    pub(super) fn over_libvirt(libvirt: &Libvirt, uuid: &str) -> Result<Self> {
-        let mut arguments: Vec<OsString> = vec![uuid.into()];
-        arguments.extend(libvirt.uri().map(Into::into));
-        Self::start(&arguments, Stdio::null())
+    pub(super) async fn over_libvirt(
+        libvirt: &Libvirt,
+        uuid: &str,
+        notes: Option<&Path>,
+    ) -> Result<Self> {
+        let way = Way::Domain {
+            uuid: uuid.to_owned(),
+            uri: libvirt.uri().map(str::to_owned),
+        };
+        Self::start(way, notes, Stdio::null()).await
     }
 
-    fn start(arguments: &[OsString], connection: Stdio) -> Result<Self> {
+    async fn start(way: Way, notes: Option<&Path>, connection: Stdio) -> Result<Self> {
         let program = PROGRAM.get().ok_or_else(|| {
             let text = "guests are frozen by programs that can be their own guard only";
             Error::new(Kind::Bug, text)
         })?;
+        let note = match notes.map(Path::to_owned) {
+            Some(folder) => {
+                let way = way.clone();
+                Some(blocking(move || Note::write(&folder, &way)).await?)
+            }
+            None => None,
+        };
+        let post = Post {
+            way,
+            note: note.as_ref().map(Note::path),
+        };
+        let post = serde_json::to_string(&post)
+            .map_err(|error| Error::new(Kind::Bug, "a guard cannot be told").caused_by(error))?;
         let cannot = |error| Error::io("cannot start a guard for the frozen guest", error);
-        let mut child = Command::new(program)
-            .arg(VERB)
-            .args(arguments)
+        let started = Command::new(program)
+            .args([VERB, &post])
             .stdin(Stdio::piped())
             .stdout(connection)
             // A Ctrl-C is for us alone.
             .process_group(0)
-            .spawn()
-            .map_err(cannot)?;
+            .spawn();
+        let mut child = match started {
+            Ok(child) => child,
+            Err(error) => {
+                remove(note).await;
+                return Err(cannot(error));
+            }
+        };
         let pipe = child.stdin.take();
         let pipe = pipe.ok_or_else(|| Error::new(Kind::Bug, "a guard has no pipe"))?;
-        Ok(Self { child, pipe })
+        Ok(Self { child, pipe, note })
     }
 
     /// The guest is thawed.
@@ -100,17 +166,71 @@ impl Guard {
         let _ = self.pipe.write_all(DONE).await;
         drop(self.pipe);
         let _ = tokio::time::timeout(HELD_TIME_MAX, self.child.wait()).await;
+        remove(self.note).await;
+    }
+}
+
+async fn remove(note: Option<Note>) {
+    let Some(note) = note else {
+        return;
+    };
+    if let Err(error) = blocking(move || note.remove()).await {
+        tracing::warn!(
+            error = error.chain(),
+            "a guest is noted as frozen, and is not"
+        );
+    }
+}
+
+impl Way {
+    /// Thaws the guest, and says how many file systems were frozen.
+    async fn thaw(&self) -> Result<u64> {
+        match self {
+            Self::Agent(socket) => GuestAgent::connect(socket).await?.thaw().await,
+            Self::Domain { uuid, uri } => Libvirt::new(uri.clone()).thaw(uuid).await,
+        }
+    }
+
+    /// Tries for that long, at least once. A guest that does not run any more has nothing frozen.
+    async fn insist<T: Future<Output = Result<u64>>>(
+        &self,
+        time_max: Duration,
+        mut thaw: impl FnMut() -> T,
+    ) -> Result<u64> {
+        let begun = Instant::now();
+        let mut pause = PAUSE_MIN;
+        loop {
+            let error = match thaw().await {
+                Ok(thawed) => return Ok(thawed),
+                Err(error) => error,
+            };
+            match (self, error.kind()) {
+                // Nobody listens at the socket, or it is gone.
+                (Self::Agent(_), Kind::Missing | Kind::Io)
+                | (Self::Domain { .. }, Kind::Missing) => {
+                    return Ok(0);
+                }
+                _ if begun.elapsed() + pause > time_max => return Err(error),
+                _ => {}
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
     }
 }
 
 /// The guard itself.
-fn guard(arguments: &[OsString]) -> ExitCode {
+fn guard(post: &OsStr) -> ExitCode {
+    let post: Option<Post> = post
+        .to_str()
+        .and_then(|text| serde_json::from_str(text).ok());
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
-    let outcome = match runtime {
-        Ok(runtime) => runtime.block_on(watch(arguments)),
-        Err(error) => Err(Error::io("cannot start a runtime", error)),
+    let outcome = match (post, runtime) {
+        (Some(post), Ok(runtime)) => runtime.block_on(watch(&post)),
+        (None, _) => Err(Error::new(Kind::Config, "this is for tidegate itself")),
+        (_, Err(error)) => Err(Error::io("cannot start a runtime", error)),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -126,7 +246,7 @@ fn guard(arguments: &[OsString]) -> ExitCode {
     }
 }
 
-async fn watch(arguments: &[OsString]) -> Result<()> {
+async fn watch(post: &Post) -> Result<()> {
     // Whoever ends us with the service would leave the guest frozen.
     let ignored = [
         SignalKind::terminate(),
@@ -137,15 +257,13 @@ async fn watch(arguments: &[OsString]) -> Result<()> {
     if wait().await? {
         return Ok(());
     }
-    let mut outcome = Ok(0);
-    for pause in 1..=TRIES {
-        outcome = thaw(arguments).await;
-        if outcome.is_ok() {
-            break;
-        }
-        tokio::time::sleep(Duration::from_secs(pause.into())).await;
+    let thawed = match &post.way {
+        Way::Agent(_) => post.way.insist(GUARD_TIME_MAX, thaw_as_handed).await?,
+        Way::Domain { .. } => post.way.insist(GUARD_TIME_MAX, || post.way.thaw()).await?,
+    };
+    if let Some(note) = &post.note {
+        Note::at(note).remove()?;
     }
-    let thawed = outcome?;
     let _ = writeln!(
         std::io::stderr(),
         "a guest that nobody thawed was thawed by its guard: {thawed} file systems"
@@ -164,20 +282,12 @@ async fn wait() -> Result<bool> {
     Ok(matches!(heard, Ok(Ok(1))))
 }
 
-async fn thaw(arguments: &[OsString]) -> Result<u64> {
-    let text = |argument: &OsString| argument.to_string_lossy().into_owned();
-    match arguments {
-        [] => {
-            let cannot = |error| Error::io("a guard has no connection to the agent", error);
-            let stdout = std::io::stdout().as_fd().try_clone_to_owned();
-            let stream = std::os::unix::net::UnixStream::from(stdout.map_err(cannot)?);
-            stream.set_nonblocking(true).map_err(cannot)?;
-            let stream = UnixStream::from_std(stream).map_err(cannot)?;
-            GuestAgent::greet(stream).await?.thaw().await
-        }
-        [uuid, uri @ ..] => {
-            let libvirt = Libvirt::new(uri.first().map(text));
-            libvirt.thaw(&text(uuid)).await
-        }
-    }
+/// Thaws by the connection that a guard was handed.
+async fn thaw_as_handed() -> Result<u64> {
+    let cannot = |error| Error::io("a guard has no connection to the agent", error);
+    let stdout = std::io::stdout().as_fd().try_clone_to_owned();
+    let stream = std::os::unix::net::UnixStream::from(stdout.map_err(cannot)?);
+    stream.set_nonblocking(true).map_err(cannot)?;
+    let stream = UnixStream::from_std(stream).map_err(cannot)?;
+    GuestAgent::greet(stream).await?.thaw().await
 }

@@ -54,17 +54,28 @@ impl Libvirt {
         self.uri.as_deref()
     }
 
-    /// Thaws a domain's file systems by its agent. Says how many were frozen.
+    /// What time a domain's agent says it is: whether it answers.
+    pub(super) async fn time_of(&self, uuid: &str) -> Result<()> {
+        self.virsh(&["domtime", "--domain", uuid]).await.map(drop)
+    }
+
+    /// Freezes a domain's file systems by its agent. Says how many.
+    pub(super) async fn freeze_file_systems(&self, uuid: &str) -> Result<u64> {
+        let told = self
+            .chatty_virsh(&["domfsfreeze", "--domain", uuid])
+            .await?;
+        // "Froze 2 filesystem(s)"
+        count_in(&told)
+    }
+
+    /// Thaws a domain's file systems by its agent. Says how many were frozen: none of a domain that is
+    /// off.
     pub(super) async fn thaw(&self, uuid: &str) -> Result<u64> {
-        // The count is among what it does not say when it is to be quiet.
-        let thaw = ["domfsthaw", "--domain", uuid];
-        let told = self.run(Command::new("virsh"), &thaw).await?;
-        // "Thawed 2 filesystem(s)"
-        let count = told.split_whitespace().find_map(|word| word.parse().ok());
-        count.ok_or_else(|| {
-            let told = told.trim().escape_debug();
-            Error::new(Kind::Unavailable, format!("virsh domfsthaw says {told}"))
-        })
+        match self.chatty_virsh(&["domfsthaw", "--domain", uuid]).await {
+            Err(error) if error.to_string().contains("domain is not running") => Ok(0),
+            // "Thawed 2 filesystem(s)"
+            told => told.and_then(|told| count_in(&told)),
+        }
     }
 
     /// Every domain, running or not.
@@ -149,14 +160,19 @@ impl Libvirt {
         self.virsh(&["start", "--domain", domain]).await.map(drop)
     }
 
-    /// Runs `virsh` and returns what it says.
+    /// Runs `virsh` and returns what it says, without words for people.
     async fn virsh<A: AsRef<OsStr>>(&self, arguments: &[A]) -> Result<String> {
         let mut command = Command::new("virsh");
         command.arg("--quiet");
-        self.run(command, arguments).await
+        self.call(command, arguments).await
     }
 
-    async fn run<A: AsRef<OsStr>>(&self, mut command: Command, arguments: &[A]) -> Result<String> {
+    /// The same with such words: how many file systems there are stands nowhere else.
+    async fn chatty_virsh<A: AsRef<OsStr>>(&self, arguments: &[A]) -> Result<String> {
+        self.call(Command::new("virsh"), arguments).await
+    }
+
+    async fn call<A: AsRef<OsStr>>(&self, mut command: Command, arguments: &[A]) -> Result<String> {
         if let Some(uri) = &self.uri {
             command.arg("--connect").arg(uri);
         }
@@ -214,6 +230,15 @@ impl DomainName {
     }
 }
 
+/// The number that stands in what virsh says.
+fn count_in(told: &str) -> Result<u64> {
+    let count = told.split_whitespace().find_map(|word| word.parse().ok());
+    count.ok_or_else(|| {
+        let told = told.trim().escape_debug();
+        Error::new(Kind::Unavailable, format!("virsh says {told}"))
+    })
+}
+
 async fn read(pipe: Option<impl AsyncRead + Unpin>) -> String {
     let mut bytes = Vec::new();
     if let Some(pipe) = pipe {
@@ -262,6 +287,12 @@ mod tests {
             })
         );
         assert_eq!(DomainName::parse(""), None);
+    }
+
+    #[test]
+    fn file_systems_are_counted() {
+        assert_eq!(count_in("Thawed 2 filesystem(s)\n\n").unwrap(), 2);
+        assert_eq!(count_in("").unwrap_err().kind(), Kind::Unavailable);
     }
 
     #[test]

@@ -200,6 +200,7 @@ pub fn settings(folder: &Path, bytes_max: u64) -> FreezeSettings {
             bytes_max,
             reserve_bytes: MIB,
         },
+        notes: None,
     }
 }
 

@@ -82,6 +82,8 @@ async fn running(
                 QuiesceArg::Prefer => Quiesce::Prefer,
                 QuiesceArg::Require => Quiesce::Require,
             },
+            // Who kills this command spares its guard.
+            notes: None,
         },
         host: replicate::host_name(),
         keep: keep(&args),

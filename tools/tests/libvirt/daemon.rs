@@ -121,7 +121,8 @@ impl Host {
         said
     }
 
-    fn virsh_may_fail(&self, arguments: &[&str]) -> (bool, String) {
+    /// Says whether it succeeded, and what it said.
+    pub fn virsh_may_fail(&self, arguments: &[&str]) -> (bool, String) {
         let output = self
             .inside("virsh")
             .arg("-q")
@@ -155,7 +156,8 @@ impl Host {
         child.wait().unwrap();
     }
 
-    fn command(&self, site: &Site, arguments: &[&str]) -> Command {
+    /// tidegate on this host, for those who look after the process themselves.
+    pub fn command(&self, site: &Site, arguments: &[&str]) -> Command {
         let own = site.process();
         let mut command = self.inside(own.get_program().to_str().unwrap());
         for (name, value) in own.get_envs() {

@@ -8,6 +8,7 @@
     reason = "tests"
 )]
 
+mod consistent;
 mod daemon;
 #[path = "../site/mod.rs"]
 mod site;

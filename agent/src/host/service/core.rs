@@ -356,6 +356,7 @@ impl Core {
             place,
             pacer,
             scratch: self.settings.service.scratch.clone(),
+            notes: self.settings.service.notes(),
             seat,
         };
         let span = tracing::info_span!("run", run, machine = name);

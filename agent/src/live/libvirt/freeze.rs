@@ -14,10 +14,10 @@ use super::{DomainName, Libvirt, xml};
 use crate::blocking::blocking;
 use crate::clock;
 use crate::error::{Error, Kind, Result};
-use crate::live::freeze::{Frozen, FrozenDisk, Order, Ordered, not_still};
-use crate::live::guard::Guard;
+use crate::live::freeze::{Frozen, FrozenDisk, Order, Ordered};
 use crate::live::scratch::ScratchSettings;
 use crate::live::source::{Broken, LiveSource};
+use crate::live::still::{self, Still};
 use crate::live::together::{Seat, Step, Together};
 use crate::live::{FreezeSettings, Quiesce, bitmap};
 use crate::source::{Changes, NbdSource};
@@ -238,7 +238,7 @@ impl Snapshot {
         let socket = shared.socket();
         let files: Vec<PathBuf> = (0..count).map(|disk| shared.file(disk)).collect();
         let mut begun = self
-            .begin(disks, &base, &recorded, &socket, &files, settings.quiesce)
+            .begin(disks, &base, &recorded, &socket, &files, &settings)
             .await;
         if let Err(error) = &begun
             && error.to_string().contains(INCONSISTENT)
@@ -249,7 +249,7 @@ impl Snapshot {
             self.libvirt.delete(&self.name, checkpoint).await?;
             base = Err(why);
             begun = self
-                .begin(disks, &base, &recorded, &socket, &files, settings.quiesce)
+                .begin(disks, &base, &recorded, &socket, &files, &settings)
                 .await;
         }
         let instant = begun?;
@@ -290,7 +290,7 @@ impl Snapshot {
         recorded: &HashSet<String>,
         socket: &std::path::Path,
         files: &[PathBuf],
-        quiesce: Quiesce,
+        settings: &FreezeSettings,
     ) -> Result<Instants> {
         let backed_up: Vec<_> = disks
             .iter()
@@ -328,7 +328,10 @@ impl Snapshot {
             begin.push(folder.path().join("checkpoint.xml").into());
         }
         self.meet(Step::Prepared).await;
-        let still = self.quiesce(quiesce).await?;
+        let quiesce = settings.quiesce;
+        let notes = settings.notes.as_deref();
+        let still = Still::by_libvirt(&self.libvirt, &self.name.uuid, notes);
+        let still = still::quiesce(quiesce, &self.name.name, still).await?;
         self.meet(Step::Still).await;
         let taken_unix_ns = clock::now_unix_ns();
         let started = Instant::now();
@@ -341,20 +344,19 @@ impl Snapshot {
             self.meet(Step::Taken).await;
         }
         // Whatever came of it.
-        let frozen = match still {
-            Some(still) => Some(self.thaw(still).await),
+        let stilled = match still {
+            Some(still) => Some(still.thaw(&self.name.name).await),
             None => None,
         };
         begun?;
         self.is_recording = !tracked.is_empty();
-        let (stilled, was_still) = frozen.unzip();
-        let was_still = was_still.unwrap_or(false);
+        let was_still = stilled.is_some_and(|stilled| stilled.lasted);
         if quiesce == Quiesce::Require && !was_still {
-            return Err(not_still(&self.name.name));
+            return Err(still::not_still(&self.name.name));
         }
         Ok(Instants {
             taken_unix_ns,
-            held: stilled.unwrap_or(held),
+            held: stilled.map_or(held, |stilled| stilled.held),
             consistency: match was_still {
                 true => Consistency::Application,
                 false => Consistency::Crash,
@@ -366,70 +368,6 @@ impl Snapshot {
     async fn meet(&self, step: Step) {
         if let Some(seat) = &self.seat {
             seat.meet(step).await;
-        }
-    }
-
-    /// Freezes the guest's file systems by its agent.
-    async fn quiesce(&self, how: Quiesce) -> Result<Option<Still>> {
-        if how == Quiesce::Off {
-            return Ok(None);
-        }
-        match self.still().await {
-            Ok(still) => Ok(Some(still)),
-            Err(error) if how == Quiesce::Require => {
-                Err(not_still(&self.name.name).caused_by(error))
-            }
-            Err(error) => {
-                tracing::warn!(
-                    domain = self.name.name,
-                    error = error.chain(),
-                    "the guest agent does not answer: the point is as after a power cut"
-                );
-                Ok(None)
-            }
-        }
-    }
-
-    async fn still(&self) -> Result<Still> {
-        let guard = Guard::over_libvirt(&self.libvirt, &self.name.uuid)?;
-        let since = Instant::now();
-        let freeze = ["domfsfreeze", "--domain", &self.name.uuid];
-        match self.libvirt.virsh(&freeze).await {
-            Ok(_) => Ok(Still { since, guard }),
-            Err(error) => {
-                // It may have frozen some, or all and told us too late; and where it was frozen already,
-                // the next one finds it thawed.
-                if self.libvirt.thaw(&self.name.uuid).await.is_ok() {
-                    guard.dismiss().await;
-                }
-                Err(error)
-            }
-        }
-    }
-
-    /// Ends the stillness. Says how long it lasted, and whether it lasted until now.
-    async fn thaw(&self, still: Still) -> (Duration, bool) {
-        let thawed = self.libvirt.thaw(&self.name.uuid).await;
-        let held = still.since.elapsed();
-        match thawed {
-            Ok(count) => {
-                still.guard.dismiss().await;
-                if count == 0 {
-                    tracing::warn!(
-                        domain = self.name.name,
-                        "the guest was thawed before the moment: the point is as after a power cut"
-                    );
-                }
-                (held, count > 0)
-            }
-            Err(error) => {
-                tracing::error!(
-                    domain = self.name.name,
-                    error = error.chain(),
-                    "the guest's file systems could not be thawed; their guard goes on trying"
-                );
-                (held, false)
-            }
         }
     }
 
@@ -535,12 +473,6 @@ impl Snapshot {
             "the snapshot could not be ended; the next backup of this domain does it"
         );
     }
-}
-
-/// A guest whose file systems are frozen.
-struct Still {
-    since: Instant,
-    guard: Guard,
 }
 
 struct Instants {
