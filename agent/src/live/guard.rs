@@ -2,7 +2,7 @@
 //!
 //! A child process, started before the guest is frozen: the same program, told to be a guard. It waits
 //! at a pipe whose other end the freezing program holds; the end of the pipe means that this one died,
-//! and a guest is never held longer than [`HELD_TIME_MAX`]. Then the guard thaws. What it cannot
+//! and a guest is never held longer than ten seconds. Then the guard thaws. What it cannot
 //! survive is a kill of both at once; so whoever freezes next thaws first what is found frozen.
 
 use super::guest_agent::GuestAgent;
