@@ -2,9 +2,9 @@
 //!
 //! | What befalls | Who thaws |
 //! |---|---|
-//! | the moment takes longer than [`HELD_TIME_MAX`] | the guard |
+//! | the moment takes longer than ten seconds | the guard |
 //! | the freezing program dies or is killed | the guard, at once |
-//! | it is killed with all its children, as a service by systemd | who is told to: [`thaw_left`] reads the [notes](Note) |
+//! | it is killed with all its children, as a service by systemd | who is told to: [`thaw_left`] reads the notes |
 //! | not even that | the next freeze of that machine, which thaws first what it finds frozen |
 //!
 //! A guard is a child process, started before the guest is frozen: the same program, told to be one. It
