@@ -17,7 +17,9 @@
 )]
 
 mod azurite;
+mod console;
 mod guest;
+mod libvirt;
 mod process;
 mod proxy;
 mod rclone;
@@ -25,7 +27,9 @@ pub mod untrusted;
 mod weed;
 
 pub use azurite::AzureServer;
+pub use console::Console;
 pub use guest::{Guest, GuestDisk};
+pub use libvirt::Libvirt;
 pub use process::lab;
 pub use proxy::{FaultyProxy, HttpCall, HttpFault};
 pub use rclone::OverwritingServer;

@@ -3,9 +3,8 @@
 //! Debian's kernel and a busybox, ready in a few seconds without hardware support. Not a system:
 //! nothing runs in it but what the console is told. A QEMU is killed with its value.
 
+use super::console::Console;
 use super::process::{lab, spawn};
-use std::io::{ErrorKind, Read as _, Write as _};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
@@ -30,8 +29,7 @@ pub struct Guest {
     child: Option<Child>,
     folder: TempDir,
     disks: Vec<GuestDisk>,
-    console: Option<UnixStream>,
-    said: Vec<u8>,
+    console: Option<Console>,
 }
 
 /// A QEMU into which a machine is to come.
@@ -45,7 +43,6 @@ impl Guest {
             folder: folder(),
             disks,
             console: None,
-            said: Vec::new(),
         };
         guest.boot();
         guest
@@ -59,8 +56,7 @@ impl Guest {
             let _ = std::fs::remove_file(self.folder.path().join(socket));
         }
         self.child = Some(spawn(&self.command(), self.folder.path()));
-        self.attach();
-        self.hear("GUEST-READY");
+        self.attach().await_ready();
     }
 
     /// Starts another QEMU that waits at this socket for the machine to come. `arrive` follows.
@@ -71,7 +67,6 @@ impl Guest {
             folder,
             disks: self.disks.clone(),
             console: None,
-            said: Vec::new(),
         };
         let mut command = other.command();
         command
@@ -94,19 +89,9 @@ impl Guest {
     }
 
     /// Connects to the console of a QEMU that starts.
-    fn attach(&mut self) {
-        let console = self.folder.path().join("console");
-        let begun = Instant::now();
-        self.console = loop {
-            match UnixStream::connect(&console) {
-                Ok(console) => break Some(console),
-                Err(_) if begun.elapsed() < TIME_MAX => {
-                    std::thread::sleep(Duration::from_millis(20));
-                }
-                Err(error) => panic!("QEMU does not start: {error}\n{}", self.output()),
-            }
-        };
-        self.said.clear();
+    fn attach(&mut self) -> &mut Console {
+        let socket = self.folder.path().join("console");
+        self.console.insert(Console::connect(&socket))
     }
 
     /// Runs a command of one line in the guest, and hands back what it says.
@@ -114,11 +99,7 @@ impl Guest {
     /// # Panics
     /// Where it fails.
     pub fn run(&mut self, command: &str) -> String {
-        self.tell(command);
-        let said = self.hear("RC=");
-        let code = self.hear("\n");
-        assert_eq!(code, "0", "{command}: {said}");
-        said
+        self.console().run(command)
     }
 
     /// The monitor's socket.
@@ -153,7 +134,7 @@ impl Guest {
 
     /// Switches the machine off, and waits until QEMU has ended in order.
     pub fn power_off(&mut self) {
-        self.tell("sync; poweroff -f");
+        self.console().tell("sync; poweroff -f");
         let mut child = self.child.take().expect("the machine runs");
         let begun = Instant::now();
         while child
@@ -228,39 +209,8 @@ impl Guest {
         command
     }
 
-    fn tell(&mut self, line: &str) {
-        let console = self.console.as_mut().expect("the machine runs");
-        writeln!(console, "{line}").expect("the console takes a line");
-    }
-
-    /// What the guest says up to `mark`, which is dropped.
-    fn hear(&mut self, mark: &str) -> String {
-        let begun = Instant::now();
-        loop {
-            let text = String::from_utf8_lossy(&self.said).replace('\r', "");
-            if let Some((before, behind)) = text.split_once(mark) {
-                let heard = before.to_owned();
-                self.said = behind.as_bytes().to_vec();
-                return heard;
-            }
-            assert!(
-                begun.elapsed() < TIME_MAX,
-                "the guest does not say {mark:?}: {text}\n{}",
-                self.output()
-            );
-            let console = self.console.as_mut().expect("the machine runs");
-            console
-                .set_read_timeout(Some(Duration::from_secs(1)))
-                .expect("a socket can be given a timeout");
-            let mut bytes = [0; 4096];
-            match console.read(&mut bytes) {
-                Ok(0) => panic!("QEMU has ended: {text}\n{}", self.output()),
-                Ok(count) => self.said.extend_from_slice(&bytes[..count]),
-                Err(error)
-                    if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
-                Err(error) => panic!("the console is gone: {error}"),
-            }
-        }
+    fn console(&mut self) -> &mut Console {
+        self.console.as_mut().expect("the machine runs")
     }
 
     fn output(&self) -> String {
@@ -277,6 +227,9 @@ fn folder() -> TempDir {
 
 impl Drop for Guest {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("QEMU said: {}", self.output());
+        }
         self.kill();
     }
 }

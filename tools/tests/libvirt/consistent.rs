@@ -1,11 +1,12 @@
 //! A Debian with systemd, a database and its own guest agent, whose software is still for the moment of a
 //! point; and that it is let go whatever becomes of whoever asked for it.
 
-use crate::daemon::{Console, Host};
+use crate::daemon::Host;
 use crate::site::{Site, program, text, until};
 use serde_json::Value;
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
+use tidegate_agent::testing::Console;
 
 /// A row a transaction, each durable before it is acknowledged.
 const WRITER: &str = "mkdir -p /srv/data; cd /srv/data; sqlite3 db 'CREATE TABLE t(n INTEGER PRIMARY KEY)'; \

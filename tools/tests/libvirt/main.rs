@@ -13,11 +13,12 @@ mod daemon;
 #[path = "../site/mod.rs"]
 mod site;
 
-use daemon::{Console, Host};
+use daemon::Host;
 use serde_json::Value;
 use site::{Site, program, text};
 use std::path::Path;
 use std::time::Duration;
+use tidegate_agent::testing::Console;
 
 const NUMBERS: u64 = 1_000_003;
 
