@@ -29,6 +29,8 @@ pub struct Guest {
     child: Option<Child>,
     folder: TempDir,
     disks: Vec<GuestDisk>,
+    /// Boots what the first disk holds.
+    is_system: bool,
     console: Option<Console>,
 }
 
@@ -38,10 +40,20 @@ pub struct Arriving(Guest);
 impl Guest {
     /// Boots a guest with these disks, whose block nodes are `disk0`, `disk1` and so on.
     pub fn start(disks: Vec<GuestDisk>) -> Self {
+        Self::new(disks, false)
+    }
+
+    /// Boots the Debian that the first of these disks holds.
+    pub fn start_system(disks: Vec<GuestDisk>) -> Self {
+        Self::new(disks, true)
+    }
+
+    fn new(disks: Vec<GuestDisk>, is_system: bool) -> Self {
         let mut guest = Self {
             child: None,
             folder: folder(),
             disks,
+            is_system,
             console: None,
         };
         guest.boot();
@@ -66,6 +78,7 @@ impl Guest {
             child: None,
             folder,
             disks: self.disks.clone(),
+            is_system: self.is_system,
             console: None,
         };
         let mut command = other.command();
@@ -100,6 +113,11 @@ impl Guest {
     /// Where it fails.
     pub fn run(&mut self, command: &str) -> String {
         self.console().run(command)
+    }
+
+    /// Hands over the console, to be talked to by another thread.
+    pub fn take_console(&mut self) -> Console {
+        self.console.take().expect("the machine runs")
     }
 
     /// The monitor's socket.
@@ -157,15 +175,20 @@ impl Guest {
     fn command(&self) -> Command {
         let socket = |name: &str| self.folder.path().join(name).display().to_string();
         let mut command = Command::new("qemu-system-x86_64");
+        let (memory, root) = match self.is_system {
+            true => ("256", " root=/dev/vda systemd.show_status=0"),
+            false => ("192", ""),
+        };
         command
-            .args(["-accel", "tcg", "-cpu", "max", "-smp", "1", "-m", "192"])
+            .args(["-accel", "tcg", "-cpu", "max", "-smp", "1", "-m", memory])
             .args(["-nodefaults", "-display", "none", "-no-reboot"])
             .args(["-name", "writer"])
             .arg("-kernel")
             .arg(lab("guest/vmlinuz"))
             .arg("-initrd")
             .arg(lab("guest/initramfs"))
-            .args(["-append", "console=ttyS0 quiet panic=-1"]);
+            .arg("-append")
+            .arg(format!("console=ttyS0 quiet panic=-1{root}"));
         for (number, disk) in self.disks.iter().enumerate() {
             let path = escaped(&disk.path);
             let format = disk.format;

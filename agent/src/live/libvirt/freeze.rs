@@ -32,6 +32,8 @@ use tokio::sync::oneshot;
 
 /// How often the scratch space is looked at.
 const WATCH_PERIOD: Duration = Duration::from_millis(50);
+/// How long a backup job may take to end once it was told to.
+const ABORT_TIME_MAX: Duration = Duration::from_secs(20);
 /// What libvirt says of a checkpoint whose bitmap is gone or was not closed in order.
 const INCONSISTENT: &str = "checkpoint inconsistent";
 
@@ -157,11 +159,15 @@ impl Libvirt {
         self.virsh(&forget).await.map(drop)
     }
 
+    /// The backup that is under way; none too where there is another job: beginning ours tells.
+    async fn job(&self, domain: &DomainName) -> Option<String> {
+        let dump = ["backup-dumpxml", "--domain", &domain.uuid];
+        self.virsh(&dump).await.ok()
+    }
+
     /// Ends a backup job of ours that nobody keeps any more.
     async fn end_leftover(&self, domain: &DomainName) -> Result<()> {
-        let dump = ["backup-dumpxml", "--domain", &domain.uuid];
-        let Ok(job) = self.virsh(&dump).await else {
-            // No job, or one that is no backup: beginning ours tells.
+        let Some(job) = self.job(domain).await else {
             return Ok(());
         };
         if !Shared::is_ours(&job) {
@@ -181,13 +187,29 @@ impl Libvirt {
         self.abort(domain).await
     }
 
+    /// Ends the backup job, and waits until it has ended: libvirt only asks QEMU to.
     async fn abort(&self, domain: &DomainName) -> Result<()> {
         let abort = ["domjobabort", "--domain", &domain.uuid];
         match self.virsh(&abort).await {
-            Err(error) if error.to_string().contains("no job is active") => Ok(()),
-            Err(error) if error.to_string().contains("domain is not running") => Ok(()),
-            ended => ended.map(drop),
+            Err(error) if error.to_string().contains("no job is active") => return Ok(()),
+            Err(error) if error.to_string().contains("domain is not running") => return Ok(()),
+            ended => ended?,
+        };
+        let asked = Instant::now();
+        while self
+            .job(domain)
+            .await
+            .is_some_and(|job| Shared::is_ours(&job))
+        {
+            if asked.elapsed() > ABORT_TIME_MAX {
+                return Err(Error::new(
+                    Kind::Unavailable,
+                    format!("the backup of domain {:?} does not end", domain.name),
+                ));
+            }
+            tokio::time::sleep(WATCH_PERIOD).await;
         }
+        Ok(())
     }
 }
 

@@ -1,5 +1,5 @@
-//! Machines of a real libvirt, with a guest that never stops writing: every point holds one moment, and
-//! what an operator does meanwhile, or what dies, makes no wrong one.
+//! Running machines of a real QEMU and a real libvirt, with guests that never stop writing: every point holds
+//! one moment, and what an operator does meanwhile, or what dies, makes no wrong one.
 
 #![allow(
     clippy::unwrap_used,
@@ -10,6 +10,8 @@
 
 mod consistent;
 mod daemon;
+mod database;
+mod debian;
 #[path = "../site/mod.rs"]
 mod site;
 

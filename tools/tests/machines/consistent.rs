@@ -2,6 +2,7 @@
 //! point; and that it is let go whatever becomes of whoever asked for it.
 
 use crate::daemon::Host;
+use crate::debian::{self, DOMAIN, RUN_HOOKS};
 use crate::site::{Site, program, text, until};
 use serde_json::Value;
 use std::path::PathBuf;
@@ -11,21 +12,16 @@ use tidegate_agent::testing::Console;
 /// A row a transaction, each durable before it is acknowledged.
 const WRITER: &str = "mkdir -p /srv/data; cd /srv/data; sqlite3 db 'CREATE TABLE t(n INTEGER PRIMARY KEY)'; \
     n=0; echo 0 >/run/acked; (while :; do n=$((n+1)); \
-    sqlite3 db \"PRAGMA synchronous=FULL; INSERT INTO t VALUES($n)\" && echo $n >/run/acked; \
+    sqlite3 db \"PRAGMA synchronous=EXTRA; INSERT INTO t VALUES($n)\" && echo $n >/run/acked; \
     touch /srv/data/f$((n%50)); done) >/dev/null 2>&1 &";
 
-/// What the agent runs in the guest before it freezes and after it thaws: Debian's place for it.
+/// Tells which hooks were run.
 const HOOK: &str = "printf '#!/bin/sh\\necho $1 >>/run/hooked\\n' >/etc/qemu/fsfreeze-hook.d/noted; \
-    chmod 755 /etc/qemu/fsfreeze-hook.d/noted; mkdir -p /etc/systemd/system/qemu-guest-agent.service.d; \
-    printf '[Service]\\nExecStart=\\nExecStart=/usr/sbin/qemu-ga --fsfreeze-hook\\n' \
-    >/etc/systemd/system/qemu-guest-agent.service.d/hook.conf; \
-    systemctl daemon-reload; systemctl restart qemu-guest-agent";
+    chmod 755 /etc/qemu/fsfreeze-hook.d/noted";
 
 /// `virsh` as it is, but for a backup that never begins: the guest stays frozen for it.
 const SLOW_VIRSH: &str = "#!/bin/sh\ncase \"$*\" in *backup-begin*) echo $$ >FOLDER/begins; \
     exec sleep 600;; esac\nexec /usr/bin/virsh \"$@\"\n";
-
-const DOMAIN: &str = "db01";
 
 struct Guest<'a> {
     site: &'a Site,
@@ -42,48 +38,9 @@ struct Made {
 
 impl<'a> Guest<'a> {
     fn start(site: &'a Site, host: &'a Host) -> Self {
-        let lab = std::env::var("TIDEGATE_LAB").expect("TIDEGATE_LAB is set: run tools/test");
-        let system = site.path("system.qcow2");
-        let base = format!("{lab}/debian.ext4");
-        program(
-            "qemu-img",
-            &[
-                "create",
-                "-q",
-                "-f",
-                "qcow2",
-                "-F",
-                "raw",
-                "-b",
-                &base,
-                text(&system),
-            ],
-        );
-        let console = site.path("console");
-        let xml = format!(
-            "<domain type='qemu'><name>{DOMAIN}</name>
-             <memory unit='MiB'>256</memory><vcpu>1</vcpu>
-             <os><type arch='x86_64' machine='pc'>hvm</type>
-               <kernel>{lab}/guest/vmlinuz</kernel><initrd>{lab}/guest/initramfs</initrd>
-               <cmdline>console=ttyS0 quiet panic=-1 root=/dev/vda systemd.show_status=0</cmdline></os>
-             <features><acpi/></features>
-             <devices>
-               <emulator>/usr/bin/qemu-system-x86_64</emulator>
-               <disk type='file' device='disk'><driver name='qemu' type='qcow2'/>
-                 <source file='{system}'/><target dev='vda' bus='virtio'/></disk>
-               <controller type='usb' model='none'/>
-               <serial type='unix'><source mode='bind' path='{console}'/></serial>
-               <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>
-               <memballoon model='none'/>
-             </devices></domain>",
-            system = text(&system),
-            console = text(&console),
-        );
-        std::fs::write(site.path("domain.xml"), xml).unwrap();
-        host.virsh(&["define", text(&site.path("domain.xml"))]);
-        host.virsh(&["start", DOMAIN]);
-        let mut console = Console::of_booting(&console);
+        let mut console = debian::start(site, host);
         console.run(HOOK);
+        console.run(RUN_HOOKS);
         console.run(WRITER);
         let guest = Self {
             site,
@@ -153,31 +110,8 @@ impl<'a> Guest<'a> {
     /// Restores a point and looks at its file system and database; says whether the journal of the file
     /// system had to be replayed.
     fn judge(&self, made: &Made) -> bool {
-        let image = self.site.path("judged.raw");
-        let spec = format!("{DOMAIN}@{}", made.told["point"].as_str().unwrap());
-        let restore = ["restore", &spec, "--disk", "vda", "--to", text(&image)];
-        self.site
-            .tidegate(&[&restore[..], &["--overwrite"]].concat())
-            .succeeds();
-        let features = program("dumpe2fs", &["-h", text(&image)]);
-        assert!(features.contains("Filesystem features"), "{features}");
-        let needs_replay = features.contains("needs_recovery");
-        if needs_replay {
-            // 1 says that something was mended, as after a power cut.
-            let replayed = std::process::Command::new("e2fsck")
-                .args(["-p", text(&image)])
-                .output()
-                .unwrap();
-            let done = replayed.status.code().is_some_and(|code| code <= 1);
-            assert!(done, "{replayed:?}");
-        }
-        program("e2fsck", &["-fn", text(&image)]);
-        let out = self.site.path("judged");
-        let _ = std::fs::remove_dir_all(&out);
-        std::fs::create_dir(&out).unwrap();
-        let dump = format!("rdump /srv/data {}", text(&out));
-        program("debugfs", &["-R", &dump, text(&image)]);
-        let database = out.join("data/db");
+        let restored = debian::restore(self.site, made.told["point"].as_str().unwrap(), "vda");
+        let database = restored.data.join("db");
         let look = "PRAGMA integrity_check; SELECT count(*) || ' ' || max(n) FROM t";
         let told = program("sqlite3", &[text(&database), look]);
         let (integrity, rows) = told.trim().split_once('\n').unwrap();
@@ -191,7 +125,7 @@ impl<'a> Guest<'a> {
             made.least,
             made.most
         );
-        needs_replay
+        restored.needed_replay
     }
 
     /// Starts a backup that freezes the guest, and goes no further.
