@@ -1,5 +1,6 @@
 //! A libvirt of one's own: its sockets, its settings and its state in a mount namespace, so that the
-//! machine's own libvirt, if it has one, is never touched. Two of them are two hosts.
+//! machine's own libvirt, if it has one, is never touched. Two of them are two hosts, each with a name of its
+//! own, between which machines can move.
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -30,9 +31,16 @@ impl Libvirt {
             std::fs::create_dir_all(folder.join(part)).expect("a folder can be made");
         }
         std::fs::write(folder.join("etc/qemu.conf"), QEMU_CONF).expect("a file can be written");
+        // Machines do not move from a host to itself.
+        let number = name
+            .bytes()
+            .fold(0_u64, |sum, byte| (sum * 31 + u64::from(byte)) % (1 << 48));
         std::fs::write(
             folder.join("etc/libvirtd.conf"),
-            "auth_unix_rw = \"none\"\nauth_unix_ro = \"none\"\n",
+            format!(
+                "auth_unix_rw = \"none\"\nauth_unix_ro = \"none\"\n\
+                 host_uuid = \"6f1d2c3b-8a59-4e07-9c42-{number:012x}\"\n"
+            ),
         )
         .expect("a file can be written");
         let binds: String = [
@@ -49,8 +57,10 @@ impl Libvirt {
         })
         .collect();
         let keeper = Command::new("unshare")
-            .args(["--mount", "--propagation", "private", "sh", "-ec"])
-            .arg(format!("{binds} echo ready; exec sleep infinity"))
+            .args(["--mount", "--uts", "--propagation", "private", "sh", "-ec"])
+            .arg(format!(
+                "{binds} hostname {name}; echo ready; exec sleep infinity"
+            ))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
@@ -67,7 +77,7 @@ impl Libvirt {
             .take()
             .expect("standard output is piped")
             .read_exact(&mut ready)
-            .expect("a mount namespace can be made");
+            .expect("namespaces can be made");
         host.start_daemon();
         host
     }
@@ -145,15 +155,30 @@ impl Libvirt {
         )
     }
 
-    fn namespace(&self) -> String {
-        format!("--mount=/proc/{}/ns/mnt", self.keeper.id())
-    }
-
     /// A program on this host.
     pub fn inside(&self, program: &str) -> Command {
+        let keeper = self.keeper.id();
         let mut command = Command::new("nsenter");
-        command.arg(self.namespace()).arg(program);
         command
+            .arg(format!("--mount=/proc/{keeper}/ns/mnt"))
+            .arg(format!("--uts=/proc/{keeper}/ns/uts"))
+            .arg(program);
+        command
+    }
+
+    /// What stands in `/run/libvirt` on this host, as seen from here.
+    pub fn run_file(&self, name: &str) -> PathBuf {
+        self.folder.join("run").join(name)
+    }
+
+    /// Moves a running machine to another host that sees the same disks.
+    pub fn migrate(&self, domain: &str, to: &Self) {
+        let other = to.run_file("libvirt-sock");
+        let other = format!("qemu+unix:///system?socket={}", other.display());
+        let memory = format!("unix://{}", to.run_file("migration").display());
+        let how = ["--live", "--unsafe", "--persistent", "--undefinesource"];
+        let move_to = [domain, &other, "--migrateuri", &memory];
+        self.virsh(&[&["migrate"], &how[..], &move_to].concat());
     }
 }
 
