@@ -12,11 +12,14 @@
 
 #[path = "systemd/container.rs"]
 mod container;
+#[path = "systemd/frozen.rs"]
+mod frozen;
 mod site;
 
+use assert_cmd::Command;
 use container::Container;
 use serde_json::Value;
-use site::{MIB, Site, program, text};
+use site::{MIB, Run, Site, program, text};
 use std::path::Path;
 
 const HOST: &str = "tidegated-host.service";
@@ -85,7 +88,7 @@ fn installed_in_a_real_systemd() {
         std::fs::create_dir(site.path(folder)).unwrap();
     }
     let package = package(&site);
-    let container = Container::boot(&site.path(""));
+    let container = Container::boot(&site.path(""), &[]);
     install(&container, &package);
     configure(&container, &site);
     start(&container);
@@ -105,12 +108,25 @@ fn package(site: &Site) -> String {
         programs.join("tidegated").exists(),
         "tidegated is not there: run the tests of the whole workspace, or cargo build -p tidegate-agent"
     );
+    // In a folder of its own: another test may be making one.
+    let lab = container::lab().join("cargo-deb/bin");
+    let path = format!("{}:{}", lab.display(), std::env::var("PATH").unwrap());
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("package");
-    let made = program(
-        text(&script),
+    let mut package = Command::new(script);
+    package
+        .env("CARGO_TARGET_DIR", site.path("target"))
+        .env("PATH", path);
+    let made = Run::of(
+        &mut package,
         &["--programs", text(programs), "--fast", "--strip"],
-    );
-    std::fs::copy(made.lines().last().unwrap(), site.path("tidegate.deb")).unwrap();
+    )
+    .succeeds();
+    std::fs::rename(
+        made.stdout.lines().last().unwrap(),
+        site.path("tidegate.deb"),
+    )
+    .unwrap();
+    std::fs::remove_dir_all(site.path("target")).unwrap();
     format!("{}/tidegate.deb", container::SHARED)
 }
 

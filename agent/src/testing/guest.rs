@@ -27,11 +27,27 @@ pub struct GuestDisk {
 /// A running machine.
 pub struct Guest {
     child: Option<Child>,
-    folder: TempDir,
+    folder: Folder,
     disks: Vec<GuestDisk>,
     /// Boots what the first disk holds.
     is_system: bool,
     console: Option<Console>,
+}
+
+/// Where its sockets are.
+enum Folder {
+    Own(TempDir),
+    /// Somebody else's, in which members of its group may talk to the machine.
+    Shared(PathBuf),
+}
+
+impl Folder {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Own(folder) => folder.path(),
+            Self::Shared(folder) => folder,
+        }
+    }
 }
 
 /// A QEMU into which a machine is to come.
@@ -40,18 +56,23 @@ pub struct Arriving(Guest);
 impl Guest {
     /// Boots a guest with these disks, whose block nodes are `disk0`, `disk1` and so on.
     pub fn start(disks: Vec<GuestDisk>) -> Self {
-        Self::new(disks, false)
+        Self::new(folder(), disks, false)
+    }
+
+    /// The same with its sockets in this folder, open to the folder's group, for programs of other users.
+    pub fn start_in(folder: &Path, disks: Vec<GuestDisk>) -> Self {
+        Self::new(Folder::Shared(folder.to_owned()), disks, false)
     }
 
     /// Boots the Debian that the first of these disks holds.
     pub fn start_system(disks: Vec<GuestDisk>) -> Self {
-        Self::new(disks, true)
+        Self::new(folder(), disks, true)
     }
 
-    fn new(disks: Vec<GuestDisk>, is_system: bool) -> Self {
+    fn new(folder: Folder, disks: Vec<GuestDisk>, is_system: bool) -> Self {
         let mut guest = Self {
             child: None,
-            folder: folder(),
+            folder,
             disks,
             is_system,
             console: None,
@@ -174,7 +195,14 @@ impl Guest {
 
     fn command(&self) -> Command {
         let socket = |name: &str| self.folder.path().join(name).display().to_string();
-        let mut command = Command::new("qemu-system-x86_64");
+        let mut command = match self.folder {
+            Folder::Own(_) => Command::new("qemu-system-x86_64"),
+            Folder::Shared(_) => {
+                let mut shell = Command::new("sh");
+                shell.args(["-c", "umask 007; exec \"$0\" \"$@\"", "qemu-system-x86_64"]);
+                shell
+            }
+        };
         let (memory, root) = match self.is_system {
             true => ("256", " root=/dev/vda systemd.show_status=0"),
             false => ("192", ""),
@@ -241,11 +269,9 @@ impl Guest {
     }
 }
 
-fn folder() -> TempDir {
-    tempfile::Builder::new()
-        .prefix("tidegate-guest-")
-        .tempdir()
-        .expect("a temporary folder can be made")
+fn folder() -> Folder {
+    let folder = tempfile::Builder::new().prefix("tidegate-guest-").tempdir();
+    Folder::Own(folder.expect("a temporary folder can be made"))
 }
 
 impl Drop for Guest {

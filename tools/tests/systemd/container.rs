@@ -20,9 +20,10 @@ pub(crate) struct Container {
 }
 
 impl Container {
-    /// Boots; `shared` is the folder that both sides see.
+    /// Boots; `shared` is the folder that both sides see, and `alike` are those that both see at the same
+    /// path.
     #[track_caller]
-    pub(crate) fn boot(shared: &Path) -> Self {
+    pub(crate) fn boot(shared: &Path, alike: &[&Path]) -> Self {
         let root = lab().join("debian");
         assert!(
             root.join("usr/lib/systemd/systemd").exists(),
@@ -39,6 +40,7 @@ impl Container {
             // A newer kernel has what the container's own filter does not know yet.
             .arg("--system-call-filter=landlock_create_ruleset landlock_add_rule landlock_restrict_self")
             .arg(format!("--bind={}:{SHARED}", shared.display()))
+            .args(alike.iter().map(|path| format!("--bind={}", path.display())))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
