@@ -6,6 +6,8 @@
 //! for both. Its monitor is reached through a door of the test's own, which stays shut when the command
 //! comes that takes the disks: the guest is frozen for as long as nobody does something about it.
 
+#![allow(clippy::print_stderr, reason = "tests")]
+
 use super::{FROM_THE_STORE, HOST, STORE, drop_in, machine, package};
 use crate::container::Container;
 use crate::site::{MIB, Site, program, text};
@@ -22,7 +24,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Instant;
 use tidegate_agent::testing::{Guest, GuestDisk};
 
@@ -182,7 +184,7 @@ fn killed_while_frozen(
     assert_eq!(self::restarts(container), restarts + 1);
     let journal = container.journal(HOST).split_off(journal);
     let by = who_thawed(&journal, &now);
-    println!("thawed within {after:?} by {by:?}");
+    eprintln!("thawed within {after:?} by {by:?}");
     by
 }
 
@@ -255,7 +257,7 @@ impl Door {
         let listener = UnixListener::bind(&path).unwrap();
         program("chmod", &["g+rwx", text(&path)]);
         let is_shut = Arc::new(AtomicBool::new(false));
-        let (knock, knocked) = channel();
+        let (knock, knocked) = sync_channel(1);
         let (monitor, shut) = (monitor.to_owned(), Arc::clone(&is_shut));
         std::thread::spawn(move || {
             // One at a time, as QEMU does.
@@ -283,7 +285,7 @@ fn pass_on(
     client: &UnixStream,
     monitor: &Path,
     is_shut: &AtomicBool,
-    knock: &Sender<()>,
+    knock: &SyncSender<()>,
 ) -> io::Result<()> {
     let qemu = UnixStream::connect(monitor)?;
     let (mut answers, mut to) = (qemu.try_clone()?, client.try_clone()?);
