@@ -280,10 +280,10 @@ impl Bench {
 
 /// Dirties blocks, the same ones each time for a disk of one size. Says how many a second.
 fn dirty(run: impl FnOnce(&str) -> String, disk_bytes: u64, blocks: u64) -> Result<f64> {
-    // Each block once at most: fio keeps a map.
+    // Each block once at most: fio keeps a map. It heeds a seed only where it need not repeat itself.
     let how = format!(
         "--filename=/dev/vda --direct=1 --ioengine=libaio --iodepth=16 --size={disk_bytes} \
-         --io_size={} --refill_buffers --randseed=7",
+         --io_size={} --refill_buffers --randrepeat=0 --randseed=7",
         blocks * BLOCK_BYTES
     );
     let told = fio(run, &how)?;
