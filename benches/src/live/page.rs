@@ -41,7 +41,7 @@ fn write_cost(page: &mut String, cost: &Cost) -> Result<()> {
     writeln!(
         page,
         "A disk full of incompressible data, and incompressible data written to it. *Of dirty* is beside the {} MiB that \
-         were written; *of reading* beside the {:.2} s that reading as many blocks takes over NBD, one after another. By \
+         were written; *of reading* beside the {:.2} s that reading as many blocks takes over NBD, one after another and from memory. By \
          libvirt each row is one running domain, backed up by tidegate and then by virtnbdbackup {}, for the same blocks: the \
          incremental after a full backup, the whole command. The peer writes what it reads to a file, neither deduplicated \
          nor sealed, and uncompressed as it is by default, which this data makes no matter; counted is the file of the \
