@@ -1,28 +1,39 @@
 //! What the protection of a running machine costs: the machine, and the store.
 //!
 //! A real guest in QEMU (without hardware support: guest, QEMU and backup share the machine's cores)
-//! whose disk is dirtied at random, and one that writes and syncs without an end, with and without a
-//! recovery point each 15 s, in turn. Backups are runs of `tidegate backup --qmp`, as an operator's.
+//! whose disk is dirtied at random, by itself and as a domain of libvirt, where a peer backs up the same
+//! blocks; and a guest that writes and syncs without an end, with and without a recovery point each 15 s,
+//! in turn. Backups are runs of `tidegate backup --qmp` and `--vm`, as an operator's.
 //!
 //! Not a measurement of QEMU: how fast the guest writes is told as a ratio only. Writes
 //! `benches/LIVE.md`.
 
+mod domain;
 mod page;
+mod peer;
+mod repository;
 
 use anyhow::{Context, Result, bail, ensure};
+use repository::{Increment, Repository};
 use serde_json::Value;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 use tidegate_agent::live::qmp::Qmp;
 use tidegate_agent::source::{NbdSource, Source as _};
-use tidegate_agent::testing::{Guest, GuestDisk};
+use tidegate_agent::testing::{Guest, GuestDisk, Libvirt};
 
 const MIB: u64 = 1 << 20;
 const BLOCK_BYTES: u64 = 4096;
-/// The part of the disk that is noise of its own; the rest repeats it.
+/// A disk is filled by so much noise at a time, none of which occurs twice: a piece that is stored must
+/// have been paid for.
 const NOISE_BYTES: u64 = 256 * MIB;
+/// The clusters of a qcow2 unless asked otherwise.
+const CLUSTER_BYTES: u64 = 64 << 10;
+/// The clusters with which domains of libvirt are tried: the usual ones, and the least that make the bits
+/// of QEMU's bitmaps finer.
+const CLUSTERS_TRIED: [u64; 2] = [CLUSTER_BYTES, 4 << 10];
 /// The disk that is written to while points are taken.
 const BUSY_BYTES: u64 = 1 << 30;
 /// The distance of points.
@@ -51,12 +62,12 @@ pub(crate) struct Arguments {
 struct Cost {
     disk_bytes: u64,
     dirty_bytes: u64,
-    read_bytes: u64,
-    new_bytes: u64,
-    stored_bytes: u64,
-    wall: Duration,
+    /// By QEMU's monitor.
+    monitor: Increment,
     /// Reading as many blocks over NBD, one after another.
     read_wall: Duration,
+    libvirt: Vec<domain::Cost>,
+    peer_version: String,
 }
 
 /// A span of the writing guest.
@@ -72,15 +83,12 @@ struct Span {
 struct Bench {
     tidegate: PathBuf,
     work: tempfile::TempDir,
+    peer_version: String,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let bench = Bench::prepare(arguments)?;
     let cost = bench.cost(arguments.disk_gib << 30)?;
-    eprintln!(
-        "stored {} of {} dirty bytes",
-        cost.stored_bytes, cost.dirty_bytes
-    );
     let spans = bench.impact(arguments.spans)?;
     let page = page::write(&cost, &spans)?;
     std::fs::write(&arguments.out, &page)
@@ -104,106 +112,67 @@ impl Bench {
             "{} is not there: build it by cargo build --release -p tidegate-tools",
             tidegate.display()
         );
+        // Before anything that takes minutes.
+        let peer_version = peer::version()?;
+        let parent = std::path::absolute(&arguments.work)?;
         let work = tempfile::Builder::new()
             .prefix("tidegate-benches-")
-            .tempdir_in(&arguments.work)
-            .with_context(|| format!("make a folder in {}", arguments.work.display()))?;
-        let bench = Self { tidegate, work };
-        bench.tidegate(&["init", "--keys", bench.text("keys")?])?;
-        Ok(bench)
+            .tempdir_in(&parent)
+            .with_context(|| format!("make a folder in {}", parent.display()))?;
+        Ok(Self {
+            tidegate,
+            work,
+            peer_version,
+        })
     }
 
     fn path(&self, name: &str) -> PathBuf {
         self.work.path().join(name)
     }
 
-    /// A path of ours, kept for as long as the program runs.
-    fn text(&self, name: &str) -> Result<&'static str> {
-        let path = self.path(name).into_os_string().into_string();
-        let path = path.ok().context("a path that is no text")?;
-        Ok(Box::leak(path.into_boxed_str()))
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(&self.tidegate);
-        command
-            .args(arguments)
-            .arg("--json")
-            .env("TIDEGATE_REPO", self.path("repo"))
-            .env("TIDEGATE_KEY", self.path("keys/host.key"))
-            .env("TIDEGATE_CACHE_DIR", self.path("cache"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped());
-        command
-    }
-
-    fn tidegate(&self, arguments: &[&str]) -> Result<Value> {
-        finish(self.command(arguments).spawn()?)
-    }
-
-    fn back_up(&self, guest: &Guest) -> Result<Child> {
-        let monitor = guest.monitor();
-        let monitor = monitor.to_str().context("a path that is no text")?;
-        let scratch = self
-            .work
-            .path()
-            .to_str()
-            .context("a path that is no text")?;
-        let backup = [
-            "backup",
-            "--qmp",
-            monitor,
-            "--machine",
-            "m",
-            "--scratch",
-            scratch,
-        ];
-        Ok(self.command(&backup).spawn()?)
-    }
-
     /// One block in a hundred is dirtied, at random.
     fn cost(&self, disk_bytes: u64) -> Result<Cost> {
-        let disk = self.disk("cost.qcow2", disk_bytes)?;
-        let mut guest = Guest::start(vec![disk, self.tools()?]);
-        finish(self.back_up(&guest)?)?;
         let blocks = disk_bytes / BLOCK_BYTES / 100;
-        let dirty_bytes = blocks * BLOCK_BYTES;
-        // Each block once at most: fio keeps a map.
-        fio(
-            &mut guest,
-            &format!(
-                "--filename=/dev/vda --direct=1 --ioengine=libaio --iodepth=16 --size={disk_bytes} \
-                 --io_size={dirty_bytes} --refill_buffers"
-            ),
-        )?;
-        let begun = Instant::now();
-        let told = finish(self.back_up(&guest)?)?;
-        let wall = begun.elapsed();
-        ensure!(
-            told["tracking"][0]["tracked"] == true,
-            "not tracked: {told}"
-        );
-        let read_wall = read_blocks(&guest, disk_bytes, blocks)?;
-        let bytes = |name: &str| told[name].as_u64().context("no figure");
+        let (monitor, read_wall) = self.cost_by_monitor(disk_bytes, blocks)?;
+        let host = Libvirt::start(self.work.path(), "libvirt");
+        let mut libvirt = Vec::new();
+        for cluster_bytes in CLUSTERS_TRIED {
+            let cost = domain::cost(self, &host, disk_bytes, cluster_bytes, blocks)?;
+            libvirt.push(cost);
+        }
         Ok(Cost {
             disk_bytes,
-            dirty_bytes,
-            read_bytes: bytes("read_bytes")?,
-            new_bytes: bytes("new_bytes")?,
-            stored_bytes: bytes("stored_bytes")?,
-            wall,
+            dirty_bytes: blocks * BLOCK_BYTES,
+            monitor,
             read_wall,
+            libvirt,
+            peer_version: self.peer_version.clone(),
         })
     }
 
+    fn cost_by_monitor(&self, disk_bytes: u64, blocks: u64) -> Result<(Increment, Duration)> {
+        let disk = self.disk("cost.qcow2", disk_bytes, CLUSTER_BYTES)?;
+        let mut guest = self.guest(&disk)?;
+        let repository = Repository::make(self)?;
+        repository.back_up_by(&guest.monitor())?;
+        dirty(|command| guest.run(command), disk_bytes, blocks)?;
+        let increment = Increment::of(|| repository.back_up_by(&guest.monitor()))?;
+        let read_wall = read_blocks(&guest, disk_bytes, blocks)?;
+        eprintln!("by the monitor: {increment:?}; the blocks are read in {read_wall:.2?}");
+        drop(guest);
+        std::fs::remove_file(disk)?;
+        Ok((increment, read_wall))
+    }
+
     fn impact(&self, spans: u32) -> Result<Vec<Span>> {
-        let disk = self.disk("busy.qcow2", BUSY_BYTES)?;
-        let mut guest = Guest::start(vec![disk, self.tools()?]);
-        finish(self.back_up(&guest)?)?;
+        let disk = self.disk("busy.qcow2", BUSY_BYTES, CLUSTER_BYTES)?;
+        let mut guest = self.guest(&disk)?;
+        let repository = Repository::make(self)?;
+        repository.back_up_by(&guest.monitor())?;
         let mut all = Vec::new();
         for number in 0..2 * spans {
             let is_protected = number % 2 == 1;
-            let span = self.span(&mut guest, is_protected)?;
+            let span = self.span(&repository, &mut guest, is_protected)?;
             eprintln!(
                 "span {number}: protected {is_protected}, {:.0} writes a second, held {:.1?}",
                 span.writes_per_second, span.held
@@ -213,7 +182,7 @@ impl Bench {
         Ok(all)
     }
 
-    fn span(&self, guest: &mut Guest, is_protected: bool) -> Result<Span> {
+    fn span(&self, repository: &Repository, guest: &mut Guest, is_protected: bool) -> Result<Span> {
         let seconds = 3 * EVERY.as_secs();
         let write = format!(
             "--filename=/dev/vda --ioengine=sync --fsync=1 --size={BUSY_BYTES} --time_based \
@@ -229,14 +198,14 @@ impl Bench {
                     let due = EVERY * number + EVERY / 3;
                     std::thread::sleep(due.saturating_sub(begun.elapsed()));
                     if is_protected {
-                        let told = self.point(&monitor)?;
+                        let told = repository.back_up_by(&monitor)?;
                         let seconds = told["held_seconds"].as_f64().context("no figure")?;
                         held.push(Duration::from_secs_f64(seconds));
                     }
                 }
                 Ok(held)
             });
-            let told = fio(guest, &write)?;
+            let told = fio(|command| guest.run(command), &write)?;
             held = points
                 .join()
                 .map_err(|_| anyhow::anyhow!("a thread broke down"))??;
@@ -255,52 +224,41 @@ impl Bench {
         })
     }
 
-    fn point(&self, monitor: &Path) -> Result<Value> {
-        let monitor = monitor.to_str().context("a path that is no text")?;
-        let scratch = self
-            .work
-            .path()
-            .to_str()
-            .context("a path that is no text")?;
-        self.tidegate(&[
-            "backup",
-            "--qmp",
-            monitor,
-            "--machine",
-            "m",
-            "--scratch",
-            scratch,
-        ])
+    /// Boots a guest with this qcow2, and with fio on another disk.
+    fn guest(&self, image: &Path) -> Result<Guest> {
+        let disk = |path: PathBuf, format, id: &str| GuestDisk {
+            path,
+            format,
+            id: Some(id.to_owned()),
+        };
+        Ok(Guest::start(vec![
+            disk(image.to_owned(), "qcow2", "data"),
+            disk(self.tools()?, "raw", "tools"),
+        ]))
     }
 
     /// A qcow2 that is full of incompressible data.
-    fn disk(&self, name: &str, size_bytes: u64) -> Result<GuestDisk> {
+    fn disk(&self, name: &str, size_bytes: u64, cluster_bytes: u64) -> Result<PathBuf> {
         let raw = self.path("filling.raw");
         let mut file = std::fs::File::create(&raw)?;
-        let noise = crate::link::noise(7, usize::try_from(NOISE_BYTES.min(size_bytes))?);
-        let mut left = size_bytes;
-        while left > 0 {
-            let part = usize::try_from(left.min(noise.len() as u64))?;
-            file.write_all(&noise[..part])?;
-            left -= part as u64;
+        for number in 0..size_bytes / NOISE_BYTES {
+            let noise = crate::link::noise(number, usize::try_from(NOISE_BYTES)?);
+            file.write_all(&noise)?;
         }
         drop(file);
         let path = self.path(name);
         let converted = Command::new("qemu-img")
-            .args(["convert", "-f", "raw", "-O", "qcow2"])
+            .args(["convert", "-f", "raw", "-O", "qcow2", "-o"])
+            .arg(format!("cluster_size={cluster_bytes}"))
             .args([&raw, &path])
             .status()?;
         ensure!(converted.success(), "qemu-img convert failed");
         std::fs::remove_file(raw)?;
-        Ok(GuestDisk {
-            path,
-            format: "qcow2",
-            id: Some("data".to_owned()),
-        })
+        Ok(path)
     }
 
     /// A disk with fio and all that it needs.
-    fn tools(&self) -> Result<GuestDisk> {
+    fn tools(&self) -> Result<PathBuf> {
         let path = self.path("tools.raw");
         if !path.exists() {
             let folder = self.path("tools");
@@ -316,17 +274,26 @@ impl Bench {
                 "no disk with fio: is it installed (Debian: fio)?"
             );
         }
-        Ok(GuestDisk {
-            path,
-            format: "raw",
-            id: Some("tools".to_owned()),
-        })
+        Ok(path)
     }
 }
 
-/// Random writes of blocks in the guest; what fio says.
-fn fio(guest: &mut Guest, how: &str) -> Result<Value> {
-    let said = guest.run(&format!(
+/// Dirties blocks, the same ones each time for a disk of one size. Says how many a second.
+fn dirty(run: impl FnOnce(&str) -> String, disk_bytes: u64, blocks: u64) -> Result<f64> {
+    // Each block once at most: fio keeps a map. It heeds a seed only where it need not repeat itself.
+    let how = format!(
+        "--filename=/dev/vda --direct=1 --ioengine=libaio --iodepth=16 --size={disk_bytes} \
+         --io_size={} --refill_buffers --randrepeat=0 --randseed=7",
+        blocks * BLOCK_BYTES
+    );
+    let told = fio(run, &how)?;
+    let rate = told["jobs"][0]["write"]["iops"].as_f64();
+    rate.context("fio tells no rate")
+}
+
+/// Random writes of blocks, by what runs a command in a guest; what fio says.
+fn fio(run: impl FnOnce(&str) -> String, how: &str) -> Result<Value> {
+    let said = run(&format!(
         "mkdir -p /fio; mountpoint -q /fio || mount -t ext4 -o ro /dev/vdb /fio; \
          LD_LIBRARY_PATH=/fio /fio/ld-linux-x86-64.so.2 /fio/fio --name=w --thread --rw=randwrite --bs=4k \
          --output-format=json {how}"
@@ -358,11 +325,16 @@ fn read_blocks(guest: &Guest, disk_bytes: u64, blocks: u64) -> Result<Duration> 
     let mut reader = source.reader()?;
     let step = disk_bytes / blocks / BLOCK_BYTES * BLOCK_BYTES;
     let mut block = vec![0; usize::try_from(BLOCK_BYTES)?];
-    let begun = Instant::now();
-    for number in 0..blocks {
-        reader.read_at(number * step, &mut block)?;
+    let mut wall = Duration::MAX;
+    // From memory the second time, where blocks that were just dirtied are too.
+    for _ in 0..2 {
+        let begun = Instant::now();
+        for number in 0..blocks {
+            reader.read_at(number * step, &mut block)?;
+        }
+        wall = wall.min(begun.elapsed());
     }
-    Ok(begun.elapsed())
+    Ok(wall)
 }
 
 fn finish(child: Child) -> Result<Value> {

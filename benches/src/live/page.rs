@@ -1,6 +1,8 @@
 //! The results as a page of Markdown.
 
-use super::{BLOCK_BYTES, Cost, EVERY, Span};
+use super::domain::FIRST_WRITES_BYTES;
+use super::repository::Increment;
+use super::{BLOCK_BYTES, Cost, EVERY, MIB, Span};
 use crate::machine;
 use crate::table::{Table, grouped, mib};
 use anyhow::{Context, Result};
@@ -12,8 +14,6 @@ const STORED_MOST: f64 = 1.15;
 const TIME_MOST: f64 = 3.0;
 /// The fixed chunks of Proxmox Backup Server.
 const PBS_CHUNK_BYTES: u64 = 4 << 20;
-/// The clusters by which libvirt tracks a qcow2.
-const CLUSTER_BYTES: u64 = 64 << 10;
 
 pub(super) fn write(cost: &Cost, spans: &[Span]) -> Result<String> {
     let mut page = String::new();
@@ -21,7 +21,8 @@ pub(super) fn write(cost: &Cost, spans: &[Span]) -> Result<String> {
     writeln!(
         page,
         "Written by `tidegate-benches live`: a guest in QEMU without hardware support, so guest, QEMU and backup share the \
-         cores; backups are runs of `tidegate backup --qmp` into a folder.\n"
+         cores; backups are runs of `tidegate backup`, by QEMU's monitor (`--qmp`) or of a domain of libvirt (`--vm`), into a \
+         repository in a folder.\n"
     )?;
     write_cost(&mut page, cost)?;
     write_impact(&mut page, spans)?;
@@ -40,52 +41,124 @@ fn write_cost(page: &mut String, cost: &Cost) -> Result<()> {
     writeln!(
         page,
         "A disk full of incompressible data, and incompressible data written to it. *Of dirty* is beside the {} MiB that \
-         were written. By libvirt, whose bitmaps have a bit for each 64 KiB, so that a block dirties fifteen more, and with \
-         fixed chunks of 4 MiB, as Proxmox Backup Server has them: by calculation, how many of those are touched.\n",
-        mib(cost.dirty_bytes)
+         were written; *of reading* beside the {:.2} s that reading as many blocks takes over NBD, one after another and from memory. By \
+         libvirt each row is one running domain, backed up by tidegate and then by virtnbdbackup {}, for the same blocks: the \
+         incremental after a full backup, the whole command. The peer writes what it reads to a file, neither deduplicated \
+         nor sealed, and uncompressed as it is by default, which this data makes no matter; counted is the file of the \
+         disk. Fixed chunks of 4 MiB, as Proxmox Backup Server has them, are calculated: how many of those are touched.\n",
+        mib(cost.dirty_bytes),
+        cost.read_wall.as_secs_f64(),
+        cost.peer_version,
     )?;
-    let mut table = Table::new(&["", "read MiB", "of dirty", "stored MiB", "of dirty"]);
-    let of_dirty = |bytes: u64| format!("{:.2}", ratio(bytes, cost.dirty_bytes));
-    table.row(vec![
-        "tidegate, by QEMU's monitor".to_owned(),
-        mib(cost.read_bytes),
-        of_dirty(cost.read_bytes),
-        mib(cost.stored_bytes),
-        of_dirty(cost.stored_bytes),
+    let mut table = Table::new(&[
+        "",
+        "read MiB",
+        "of dirty",
+        "stored MiB",
+        "of dirty",
+        "seconds",
+        "of reading",
     ]);
-    let clusters = touched(cost, CLUSTER_BYTES);
-    table.row(vec![
-        "by libvirt (calculated)".to_owned(),
-        mib(clusters),
-        of_dirty(clusters),
-        mib(clusters),
-        of_dirty(clusters),
-    ]);
+    table.row(row(cost, "tidegate, by QEMU's monitor", &cost.monitor));
+    for domain in &cost.libvirt {
+        let clusters = format!("by libvirt, clusters of {} KiB", domain.cluster_bytes >> 10);
+        table.row(row(
+            cost,
+            &format!("tidegate, {clusters}"),
+            &domain.tidegate,
+        ));
+        table.row(row(
+            cost,
+            &format!("virtnbdbackup, {clusters}"),
+            &domain.peer,
+        ));
+    }
     let chunks = touched(cost, PBS_CHUNK_BYTES);
-    table.row(vec![
-        "chunks of 4 MiB (calculated)".to_owned(),
-        mib(chunks),
-        of_dirty(chunks),
-        mib(chunks),
-        of_dirty(chunks),
-    ]);
+    let of_dirty = format!("{:.2}", ratio(chunks, cost.dirty_bytes));
+    let mut calculated = vec!["chunks of 4 MiB (calculated)".to_owned()];
+    calculated.extend([mib(chunks), of_dirty.clone(), mib(chunks), of_dirty]);
+    calculated.extend([String::new(), String::new()]);
+    table.row(calculated);
     writeln!(page, "{table}")?;
-    let stored = ratio(cost.stored_bytes, cost.dirty_bytes);
-    let times = cost.wall.as_secs_f64() / cost.read_wall.as_secs_f64();
+    write!(
+        page,
+        "Promised: {STORED_MOST} × stored and {TIME_MOST} × of reading. By QEMU's monitor: {}.",
+        kept(cost, &cost.monitor)
+    )?;
+    for domain in &cost.libvirt {
+        write!(
+            page,
+            " By libvirt, with clusters of {} KiB: {}.",
+            domain.cluster_bytes >> 10,
+            kept(cost, &domain.tidegate)
+        )?;
+    }
     writeln!(
         page,
-        "The backup took {:.2} s, {:.2} × the {:.2} s that reading as many blocks takes over NBD, one after another; {} MiB of \
-         it were new. Promised: {STORED_MOST} × and {TIME_MOST} ×. {}\n",
-        cost.wall.as_secs_f64(),
-        times,
-        cost.read_wall.as_secs_f64(),
-        mib(cost.new_bytes),
-        match stored <= STORED_MOST && times <= TIME_MOST {
-            true => "Kept.",
-            false => "**Not kept.**",
-        }
+        "\n\nWhat libvirt tracks by follows the clusters of the image, which are chosen when it is made. What smaller ones \
+         cost: metadata, as what the full image takes beside the disk's bytes; blocks dirtied as above, by fio in the guest; \
+         and {} MiB of first writes to an empty image, one MiB after another, by `qemu-img bench`.\n",
+        mib(FIRST_WRITES_BYTES)
     )?;
+    let mut table = Table::new(&[
+        "clusters",
+        "a bit of the bitmap",
+        "metadata MiB",
+        "of the disk",
+        "blocks a second",
+        "first writes, MiB a second",
+    ]);
+    for domain in &cost.libvirt {
+        table.row(vec![
+            format!("{} KiB", domain.cluster_bytes >> 10),
+            format!("{} KiB", domain.bit_bytes >> 10),
+            mib(domain.metadata_bytes),
+            format!(
+                "{:.2} %",
+                100.0 * ratio(domain.metadata_bytes, cost.disk_bytes)
+            ),
+            grouped(whole(domain.writes_per_second)),
+            grouped(whole(
+                ratio(FIRST_WRITES_BYTES, MIB) / domain.first_writes.as_secs_f64(),
+            )),
+        ]);
+    }
+    writeln!(page, "{table}")?;
     Ok(())
+}
+
+fn row(cost: &Cost, name: &str, increment: &Increment) -> Vec<String> {
+    let of_dirty = |bytes: u64| format!("{:.2}", ratio(bytes, cost.dirty_bytes));
+    vec![
+        name.to_owned(),
+        mib(increment.read_bytes),
+        of_dirty(increment.read_bytes),
+        mib(increment.stored_bytes),
+        of_dirty(increment.stored_bytes),
+        format!("{:.2}", increment.wall.as_secs_f64()),
+        format!("{:.2}", times(cost, increment)),
+    ]
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a rate, rounded"
+)]
+fn whole(rate: f64) -> u64 {
+    rate.round() as u64
+}
+
+fn times(cost: &Cost, increment: &Increment) -> f64 {
+    increment.wall.as_secs_f64() / cost.read_wall.as_secs_f64()
+}
+
+fn kept(cost: &Cost, increment: &Increment) -> &'static str {
+    let stored = ratio(increment.stored_bytes, cost.dirty_bytes);
+    match stored <= STORED_MOST && times(cost, increment) <= TIME_MOST {
+        true => "kept",
+        false => "**not kept**",
+    }
 }
 
 fn write_impact(page: &mut String, spans: &[Span]) -> Result<()> {
