@@ -10,10 +10,12 @@ mod definition;
 mod domain;
 mod freeze;
 mod scratch;
+mod tpm;
 mod xml;
 
 pub use definition::{PlacedDisk, Redefined, Redefinition, redefine};
 pub use domain::{Domain, DomainDisk};
+pub use tpm::place_tpm;
 
 use crate::error::{Error, Kind, Result};
 use std::ffi::OsStr;

@@ -33,8 +33,8 @@ use tokio_util::sync::CancellationToken;
 /// The format of a definition that is what QEMU tells of a machine.
 pub const QMP_DEFINITION: &str = "qmp";
 
-/// The largest file that is taken for a machine's firmware variables, in bytes.
-const NVRAM_BYTES_MAX: u64 = 64 << 20;
+/// The largest file that is taken for what firmware or a TPM remembers, in bytes.
+const FILE_BYTES_MAX: u64 = 64 << 20;
 
 /// Where a machine runs.
 #[derive(Debug, Clone)]
@@ -115,8 +115,8 @@ pub async fn back_up_running(
             (frozen, files)
         }
         Hypervisor::Libvirt(libvirt, domain) => {
-            let domain = libvirt.domain(domain).await?;
-            let files = files(&domain).await?;
+            let mut domain = libvirt.domain(domain).await?;
+            let files = files(&mut domain).await;
             if !domain.is_active {
                 // There is nothing to freeze: the others of its group need not wait for the end.
                 drop(request.seat.take());
@@ -241,39 +241,49 @@ fn standing(
     Ok(move |point: PointId| places.get(&point).copied())
 }
 
-/// What a domain needs besides its disks.
-async fn files(domain: &Domain) -> Result<Vec<DiskToBackUp>> {
-    let mut files = vec![file(
-        "definition",
-        Role::Definition,
-        "libvirt",
-        domain.definition.clone().into_bytes(),
-    )];
-    if let Some(path) = domain.nvram.clone() {
-        let shown = path.display().to_string();
-        let read = blocking(move || {
-            use std::io::Read as _;
-            let cannot = |error| Error::io(format!("cannot read {}", path.display()), error);
-            let mut bytes = Vec::new();
-            std::fs::File::open(&path)
-                .map_err(cannot)?
-                .take(NVRAM_BYTES_MAX + 1)
-                .read_to_end(&mut bytes)
-                .map_err(cannot)?;
-            Ok(bytes)
-        })
-        .await;
-        match read {
-            Ok(bytes) if bytes.len() as u64 <= NVRAM_BYTES_MAX => {
-                files.push(file("nvram", Role::Nvram, "raw", bytes));
-            }
-            Ok(_) => tracing::warn!(file = shown, "too large for firmware variables: left out"),
+/// What a domain needs besides its disks; what of it cannot be had is left out of the point, and told.
+async fn files(domain: &mut Domain) -> Vec<DiskToBackUp> {
+    let definition = domain.definition.clone().into_bytes();
+    let mut files = vec![file("definition", Role::Definition, "libvirt", definition)];
+    let kept = [
+        ("nvram", Role::Nvram, domain.nvram.clone()),
+        ("tpm", Role::Tpm, domain.tpm.clone()),
+    ];
+    for (name, role, path) in kept {
+        let Some(path) = path else { continue };
+        match read(path).await {
+            Ok(bytes) => files.push(file(name, role, "raw", bytes)),
             // A machine that never ran has none yet.
             Err(error) if error.kind() == Kind::Missing => {}
-            Err(error) => return Err(error),
+            Err(error) => domain.left_out.push(LeftOut {
+                name: name.to_owned(),
+                why: error.chain(),
+            }),
         }
     }
-    Ok(files)
+    files
+}
+
+/// The whole of a small file.
+async fn read(path: PathBuf) -> Result<Vec<u8>> {
+    blocking(move || {
+        use std::io::Read as _;
+        let cannot = |error| Error::io(format!("cannot read {}", path.display()), error);
+        let mut bytes = Vec::new();
+        std::fs::File::open(&path)
+            .map_err(cannot)?
+            .take(FILE_BYTES_MAX + 1)
+            .read_to_end(&mut bytes)
+            .map_err(cannot)?;
+        if bytes.len() as u64 > FILE_BYTES_MAX {
+            return Err(Error::new(
+                Kind::BadInput,
+                format!("{} is more than {FILE_BYTES_MAX} bytes", path.display()),
+            ));
+        }
+        Ok(bytes)
+    })
+    .await
 }
 
 fn file(name: &str, role: Role, format: &str, bytes: Vec<u8>) -> DiskToBackUp {

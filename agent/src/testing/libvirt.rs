@@ -12,7 +12,7 @@ const TIME_MAX: Duration = Duration::from_secs(120);
 
 const QEMU_CONF: &str = "user = \"root\"\ngroup = \"root\"\ndynamic_ownership = 0\n\
     remember_owner = 0\nsecurity_driver = \"none\"\ncgroup_controllers = []\nnamespaces = []\n\
-    stdio_handler = \"file\"\n";
+    stdio_handler = \"file\"\nswtpm_user = \"root\"\nswtpm_group = \"root\"\n";
 
 /// A host with libvirt; gone with all its machines when it is dropped.
 pub struct Libvirt {

@@ -14,6 +14,7 @@ mod database;
 mod debian;
 #[path = "../site/mod.rs"]
 mod site;
+mod tpm;
 
 use daemon::Host;
 use serde_json::Value;
@@ -28,7 +29,7 @@ const NUMBERS: u64 = 1_000_003;
 /// elsewhere too.
 const WRITER: &str = "mkdir -p /mnt; mount -t ext4 /dev/vda /mnt; \
     n=$(wc -l </mnt/journal 2>/dev/null || echo 0); echo $n >/acked; \
-    (while :; do n=$((n+1)); echo \"$n $((n*7919%1000003))\" >>/mnt/journal; sync; echo $n >/acked; \
+    (while :; do n=$((n+1)); echo \"$n $((n*7919%1000003))\" >>/mnt/journal; sync; echo $n >/acked.new; mv /acked.new /acked; \
     dd if=/dev/urandom of=/mnt/noise bs=4k count=3 seek=$((RANDOM%4000)) conv=notrunc; \
     dd if=/dev/urandom of=/dev/vdb bs=4k count=1 seek=$((RANDOM%4000)) conv=notrunc; \
     done) >/dev/null 2>&1 &";
@@ -81,6 +82,7 @@ fn define(site: &Site, host: &Host, domain: &str) {
            <controller type='usb' model='none'/>
            <serial type='unix'><source mode='bind' path='/run/libvirt/{domain}.console'/></serial>
            <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>
+           <tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>
            <memballoon model='none'/>
          </devices></domain>",
         system = text(&site.path("system.qcow2")),
@@ -292,7 +294,7 @@ fn what_befalls_a_domain(site: &Site, host: &Host, machine: &mut Machine, points
     let images = [text(&image), text(&smaller)];
     program("qemu-img", &[&convert[..], &images].concat());
     std::fs::rename(&smaller, &image).unwrap();
-    *machine = Machine::start(site, host, "web01");
+    *machine = Machine::start(host, "web01");
     let (made, told) = back_up(site, host, machine);
     assert_eq!(tracking(&told, "vda")["tracked"], false, "{told}");
     let (new, read) = (&told["new_bytes"], &told["read_bytes"]);
@@ -362,6 +364,7 @@ fn points_of_a_domain_that_never_stops_writing() {
     let mut host = Host::start(&site, "host-a");
     define(&site, &host, "web01");
     let mut machine = Machine::start(&host, "web01");
+    tpm::seal(&mut machine.console);
     let mut points = Vec::new();
 
     let (first, told) = back_up(&site, &host, &mut machine);
@@ -513,6 +516,7 @@ fn points_of_a_domain_that_never_stops_writing() {
     );
     other.virsh(&["start", "web01-copy"]);
     let mut console = Console::of_booting(&console(&other, "web01"));
+    assert_eq!(tpm::unseal(&mut console), tpm::SECRET);
     console.run("mkdir -p /mnt; mount -t ext4 /dev/vda /mnt");
     let lines = lines_of(&console.run("cat /mnt/journal"));
     assert!((last.least..=last.most).contains(&lines), "{lines}");

@@ -3,7 +3,7 @@
 //! Pure: text in, facts out. Only what tidegate needs is looked at; the definition itself travels as it
 //! stands.
 
-use super::DomainName;
+use super::{DomainName, tpm};
 use crate::error::{Error, Kind, Result};
 use crate::live::LeftOut;
 use crate::name;
@@ -15,6 +15,9 @@ use std::path::PathBuf;
 
 /// The XML namespace of what operators write into a domain's metadata for tidegate.
 const NAMESPACE: &[u8] = b"https://github.com/tidegate/tidegate/domain/1";
+
+/// What a TPM that stays behind is called.
+const TPM: &str = "tpm";
 
 /// A domain of libvirt, at the moment it was looked at.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +36,8 @@ pub struct Domain {
     pub definition: String,
     /// Where its firmware's variables are kept.
     pub nvram: Option<PathBuf>,
+    /// Where its TPM keeps what it remembers.
+    pub tpm: Option<PathBuf>,
 }
 
 /// A disk of a domain.
@@ -76,6 +81,29 @@ struct WrittenNvram {
 struct WrittenDevices {
     #[serde(default)]
     disk: Vec<WrittenDisk>,
+    tpm: Option<WrittenTpm>,
+}
+
+#[derive(Deserialize)]
+struct WrittenTpm {
+    backend: Option<WrittenTpmBackend>,
+}
+
+#[derive(Deserialize)]
+struct WrittenTpmBackend {
+    #[serde(rename = "@type")]
+    kind: String,
+    #[serde(rename = "@version")]
+    version: Option<String>,
+    source: Option<WrittenTpmSource>,
+}
+
+#[derive(Deserialize)]
+struct WrittenTpmSource {
+    #[serde(rename = "@type")]
+    kind: Option<String>,
+    #[serde(rename = "@path")]
+    path: Option<PathBuf>,
 }
 
 #[derive(Deserialize)]
@@ -139,6 +167,17 @@ impl Domain {
             let source = nvram.source.and_then(|source| source.file);
             source.or_else(|| Some(nvram.path?.trim().into()))
         });
+        let tpm = match written.devices.tpm.map(|tpm| tpm.place(&name.uuid)) {
+            None => None,
+            Some(Ok(place)) => Some(place),
+            Some(Err(why)) => {
+                left_out.push(LeftOut {
+                    name: TPM.to_owned(),
+                    why: why.to_owned(),
+                });
+                None
+            }
+        };
         Ok(Self {
             name,
             is_active,
@@ -147,7 +186,29 @@ impl Domain {
             tags,
             definition,
             nvram: nvram.filter(|path| path.is_absolute()),
+            tpm,
         })
+    }
+}
+
+impl WrittenTpm {
+    /// Where the TPM of that domain keeps what it remembers.
+    fn place(self, uuid: &str) -> std::result::Result<PathBuf, &'static str> {
+        let backend = self.backend.filter(|backend| backend.kind == "emulator");
+        let Some(backend) = backend else {
+            return Err("the TPM is a device of this host, or another program's");
+        };
+        let version = backend.version.as_deref().unwrap_or_default();
+        let source = backend.source.map(|source| (source.kind, source.path));
+        let place = match source {
+            Some((Some(kind), Some(path))) if kind == "dir" => tpm::file_in(&path, version),
+            Some((_, Some(path))) => path,
+            _ => tpm::file(uuid, version),
+        };
+        match place.is_absolute() {
+            true => Ok(place),
+            false => Err("where the TPM keeps what it remembers is not told"),
+        }
     }
 }
 
@@ -222,6 +283,7 @@ fn tags(xml: &str) -> std::result::Result<Vec<String>, quick_xml::Error> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
+    use std::path::Path;
 
     const XML: &str = r#"<domain type='kvm' id='3'>
   <name>web01</name>
@@ -286,6 +348,54 @@ mod tests {
             domain.nvram.unwrap().to_str(),
             Some("/var/lib/libvirt/qemu/nvram/web01_VARS.fd")
         );
+        assert_eq!(domain.tpm, None);
+    }
+
+    #[test]
+    fn where_a_tpm_keeps_what_it_remembers() {
+        let of = |backend: &str| {
+            let tpm = format!("<devices><tpm model='tpm-crb'>{backend}</tpm>");
+            let xml = XML.replace("<devices>", &tpm);
+            Domain::parse(name(), true, &xml, String::new()).unwrap()
+        };
+        for (backend, place) in [
+            (
+                "<backend type='emulator' version='2.0'/>",
+                "/var/lib/libvirt/swtpm/u/tpm2/tpm2-00.permall",
+            ),
+            (
+                "<backend type='emulator' version='1.2'/>",
+                "/var/lib/libvirt/swtpm/u/tpm1.2/tpm-00.permall",
+            ),
+            (
+                "<backend type='emulator'><source type='dir' path='/srv/tpm'/></backend>",
+                "/srv/tpm/tpm2-00.permall",
+            ),
+            (
+                "<backend type='emulator'><source type='file' path='/srv/tpm'/></backend>",
+                "/srv/tpm",
+            ),
+        ] {
+            let domain = of(backend);
+            assert_eq!(domain.tpm.as_deref(), Some(Path::new(place)), "{backend}");
+            assert!(
+                domain.left_out.iter().all(|out| out.name != TPM),
+                "{backend}"
+            );
+        }
+        for backend in [
+            "<backend type='passthrough'><device path='/dev/tpm0'/></backend>",
+            "<backend type='external'><source type='unix' path='/run/tpm'/></backend>",
+            "<backend type='emulator'><source type='file' path='tpm'/></backend>",
+            "",
+        ] {
+            let domain = of(backend);
+            assert_eq!(domain.tpm, None, "{backend}");
+            assert!(
+                domain.left_out.iter().any(|out| out.name == TPM),
+                "{backend}"
+            );
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tidegate_agent::durable;
-use tidegate_agent::live::libvirt::{Libvirt, PlacedDisk, Redefinition, redefine};
+use tidegate_agent::live::libvirt::{Libvirt, PlacedDisk, Redefinition, place_tpm, redefine};
 use tidegate_agent::progress::Progress;
 use tidegate_agent::recover::{self, RestoreMode};
 use tidegate_agent::replicate::QMP_DEFINITION;
@@ -39,6 +39,7 @@ pub(super) struct Machine {
     libvirt: Libvirt,
     definition: String,
     nvram: Option<Vec<u8>>,
+    tpm: Option<Vec<u8>>,
     name: String,
     changes: Redefinition,
     start: bool,
@@ -76,6 +77,7 @@ impl Machine {
             .advise("restore its disks, and define a domain for them by hand"));
         };
         let nvram = content(work, point, Role::Nvram).await?;
+        let tpm = content(work, point, Role::Tpm).await?;
         let name = how.as_name.clone().unwrap_or_else(|| point.machine.clone());
         let libvirt = Libvirt::new(how.connect.clone());
         let domains = libvirt.domains().await?;
@@ -102,6 +104,7 @@ impl Machine {
             libvirt,
             definition,
             nvram,
+            tpm,
             name,
             changes,
             start: how.start,
@@ -125,6 +128,9 @@ impl Machine {
         let (written, xml) = (path.clone(), made.xml);
         blocking(move || write(&written, xml.as_bytes())).await?;
         self.libvirt.define(&path).await?;
+        if let Some(tpm) = self.tpm.take() {
+            self.place(tpm).await?;
+        }
         if self.start {
             self.libvirt.start(&self.name).await?;
         }
@@ -134,6 +140,31 @@ impl Machine {
             without: made.without,
             started: self.start,
         })
+    }
+
+    /// Gives the domain's TPM what it remembers: a machine that starts without it gets an empty one.
+    async fn place(&self, tpm: Vec<u8>) -> Result<()> {
+        let domain = self.libvirt.domain(&self.name).await?;
+        let Some(place) = domain.tpm else {
+            return Err(Error::new(
+                Kind::Unsupported,
+                format!(
+                    "domain {:?} is defined and has no emulated TPM: the point holds what one remembers",
+                    self.name
+                ),
+            )
+            .advise("read it where it is needed: restore --disk tpm --to FILE"));
+        };
+        let shown = place.display().to_string();
+        blocking(move || place_tpm(&place, &tpm))
+            .await
+            .map_err(|error| {
+                error.advise(format!(
+                    "domain {:?} is defined, and lacks what its TPM remembers: before its first start, \
+                     `restore --disk tpm --to {shown}`, readable by swtpm's user alone",
+                    self.name
+                ))
+            })
     }
 }
 
