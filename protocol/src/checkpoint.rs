@@ -21,7 +21,8 @@ use crate::ids::RecordHash;
 use crate::keys::{Certificate, Keys, Level};
 use crate::limits::{CHECKPOINT_BLOCK_BYTES_MAX, CHECKPOINT_BLOCKS_MAX};
 use crate::record::{
-    self, HoldSet, KeyChanged, LOG_PREFIX, PackSize, PointCommitted, RunAnnounced, VolumeOpened,
+    self, HoldSet, KeyChanged, LOG_PREFIX, PackSize, PacksBundled, PointCommitted, RunAnnounced,
+    VolumeOpened,
 };
 use prost::Message;
 
@@ -86,6 +87,9 @@ pub struct Block {
     /// Index segments found bad: nobody reads them, and who has not yet done so looks for what they named.
     #[prost(bytes = "vec", repeated, tag = "11")]
     pub bad_segments: Vec<Vec<u8>>,
+    /// Bundles, in the order of their records.
+    #[prost(message, repeated, tag = "12")]
+    pub bundles: Vec<PacksBundled>,
 }
 
 /// A point and where the log committed it.
@@ -125,6 +129,7 @@ impl Block {
         self.keys.iter().try_for_each(KeyChanged::check)?;
         self.volumes.iter().try_for_each(VolumeOpened::check)?;
         record::pack_ids(&self.swept)?;
+        self.bundles.iter().try_for_each(PacksBundled::check)?;
         self.tree_packs.iter().try_for_each(PackSize::check)
     }
 }

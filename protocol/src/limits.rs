@@ -64,6 +64,9 @@ pub const SEGMENT_BYTES_MAX: u64 = 4 << 30;
 /// minds decoding one.
 pub const RECORD_BYTES_MAX: u32 = 4 << 20;
 
+/// Most packs in a bundle. A bundle is no larger than the largest pack.
+pub const BUNDLE_PACKS_MAX: usize = 4096;
+
 /// Longest name of a machine, a disk or a host, in bytes.
 pub const NAME_BYTES_MAX: usize = 255;
 

@@ -24,9 +24,9 @@ mod body;
 
 pub use body::{
     ChunksRelocated, Consistency, Disk, Evidence, HoldLifted, HoldSet, IndexMerged, KeyChanged,
-    PackSize, PacksCondemned, PacksFoundBad, PacksSwept, PointCommitted, PointExpired, Role,
-    RunAnnounced, StoredPageRef, Together, Totals, Tracking, VolumeOpened, pack_ids, point_id,
-    point_ids, run_id, segment_ids,
+    PackSize, PacksBundled, PacksCondemned, PacksFoundBad, PacksSwept, PointCommitted,
+    PointExpired, Role, RunAnnounced, StoredPageRef, Together, Totals, Tracking, VolumeOpened,
+    pack_ids, point_id, point_ids, run_id, segment_ids,
 };
 
 use crate::aead::SealKey;
@@ -166,6 +166,8 @@ kinds! {
     Evidence = 12, "evidence", [Maintenance, Restore];
     /// Segments of a run that is still under way: prune leaves their packs alone.
     RunAnnounced = 13, "run announced", [Host, Maintenance, Restore];
+    /// Packs lie in another object, one after the other: their own objects can be deleted.
+    PacksBundled = 14, "packs bundled", [Maintenance, Restore];
 }
 
 impl Kind {

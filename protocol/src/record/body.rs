@@ -7,7 +7,7 @@ use crate::codec::fixed;
 use crate::error::FormatError;
 use crate::ids::{KeyId, MomentId, PackId, PageId, PointId, RunId, SegmentId, SlotId};
 use crate::keys::Level;
-use crate::limits::{DELTA_PAGES_MAX, DISKS_MAX, NAME_BYTES_MAX};
+use crate::limits::{BUNDLE_PACKS_MAX, DELTA_PAGES_MAX, DISKS_MAX, NAME_BYTES_MAX, PACK_BYTES_MAX};
 use crate::pack::{Location, PackKind};
 use crate::page::{self, PageRef};
 use prost::Message;
@@ -485,6 +485,52 @@ impl IndexMerged {
     pub(crate) fn check(&self) -> Result<(), FormatError> {
         segment_ids(&self.removed)?;
         segment_ids(&self.added).map(drop)
+    }
+}
+
+/// Packs lie one after the other in one object, and their own objects may go.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct PacksBundled {
+    /// The object, named as a pack is: a [`PackId`] of all its bytes.
+    #[prost(bytes = "vec", tag = "1")]
+    pub bundle: Vec<u8>,
+    /// The packs in it, in their order there: each begins where the one before it ends.
+    #[prost(message, repeated, tag = "2")]
+    pub packs: Vec<PackSize>,
+}
+
+impl PacksBundled {
+    pub(crate) fn check(&self) -> Result<(), FormatError> {
+        fixed::<{ PackId::BYTES }>(OBJECT, "bundle", &self.bundle)?;
+        if !(1..=BUNDLE_PACKS_MAX).contains(&self.packs.len()) {
+            return Err(out_of_range("packs", self.packs.len() as u64));
+        }
+        let mut names = vec![&self.bundle];
+        let mut bytes: u64 = 0;
+        for pack in &self.packs {
+            pack.check()?;
+            bytes = bytes.saturating_add(pack.bytes);
+            names.push(&pack.pack);
+        }
+        if bytes > PACK_BYTES_MAX.into() {
+            return Err(out_of_range("bytes", bytes));
+        }
+        names.sort_unstable();
+        if names.windows(2).any(|pair| pair[0] == pair[1]) {
+            return Err(rule(
+                "two packs of a bundle, or a pack and the bundle, have one name",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Where each pack begins in the bundle, in bytes. The sum was checked.
+    pub fn places(&self) -> impl Iterator<Item = (u64, &PackSize)> {
+        self.packs.iter().scan(0, |next: &mut u64, pack| {
+            let start = *next;
+            *next = next.saturating_add(pack.bytes);
+            Some((start, pack))
+        })
     }
 }
 

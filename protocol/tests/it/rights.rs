@@ -111,7 +111,7 @@ fn a_key_holds_its_level_and_no_more() {
 #[test]
 fn every_kind_and_level() {
     // Written out, not derived: changing a right is changing the format.
-    let rights: [(u16, Kind, &[Level]); 13] = [
+    let rights: [(u16, Kind, &[Level]); 14] = [
         (1, Kind::PointCommitted, &[Host, Restore]),
         (2, Kind::PointExpired, &[Maintenance, Restore]),
         (3, Kind::HoldSet, &[Maintenance, Restore]),
@@ -125,6 +125,7 @@ fn every_kind_and_level() {
         (11, Kind::KeyChanged, &[Restore]),
         (12, Kind::Evidence, &[Maintenance, Restore]),
         (13, Kind::RunAnnounced, &[Host, Maintenance, Restore]),
+        (14, Kind::PacksBundled, &[Maintenance, Restore]),
     ];
     assert_eq!(rights.map(|(_, kind, _)| kind).as_slice(), Kind::ALL);
     for ((tag, kind, levels), body) in rights.into_iter().zip(support::bodies()) {
@@ -325,7 +326,7 @@ fn records_of_newer_programs_are_not_void() {
     for (at, part) in [
         (4, &[2_u8][..]),
         (4, &[255]),
-        (5, &[14, 0]),
+        (5, &[15, 0]),
         (5, &[0xff, 0xff]),
     ] {
         let error = decode_record(&rewritten(at, part, keys(Host))).unwrap_err();

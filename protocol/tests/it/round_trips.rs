@@ -12,8 +12,8 @@ use tidegate_protocol::ids::{MomentId, PackId, PageId, RecordHash, SlotId};
 use tidegate_protocol::keys::Level;
 use tidegate_protocol::limits::{
     BLOCK_BYTES, CHUNK_BYTES_MAX, DELTA_EXTENTS_MAX, DELTA_PAGES_MAX, DISK_BYTES_MAX, FAN_OUT,
-    FRAME_BYTES_MIN, FRAME_RAW_BYTES_MAX, LEAF_BYTES, LEAF_EXTENTS_MAX, PAGE_BYTES_MAX,
-    SEGMENT_BLOCK_ENTRIES,
+    FRAME_BYTES_MIN, FRAME_RAW_BYTES_MAX, LEAF_BYTES, LEAF_EXTENTS_MAX, PACK_BYTES_MAX,
+    PAGE_BYTES_MAX, SEGMENT_BLOCK_ENTRIES,
 };
 use tidegate_protocol::pack::{
     Footer, HEADER_BYTES_MAX, Location, PackHeader, PackKind, PackWriter, TRAILER_BYTES,
@@ -22,7 +22,7 @@ use tidegate_protocol::pack::{
 use tidegate_protocol::page::{
     Delta, DeltaExtent, Extent, Inner, Leaf, PageRef, Slice, page_span_bytes, tree_levels,
 };
-use tidegate_protocol::record::{self, Body, Header, Kind, PointCommitted};
+use tidegate_protocol::record::{self, Body, Header, Kind, PackSize, PacksBundled, PointCommitted};
 use tidegate_protocol::segment::Segment;
 use tidegate_protocol::slot::{Credential, Slot};
 use tidegate_protocol::{ChunkId, SegmentId, key_file};
@@ -808,5 +808,58 @@ proptest! {
             Ok(()) => prop_assert_eq!(read, Ok(descriptor)),
             Err(error) => prop_assert_eq!(read, Err(error)),
         }
+    }
+}
+
+#[test]
+fn where_packs_lie_in_a_bundle_and_which_bundles_are_none() {
+    let size = |name: u8, bytes| PackSize {
+        pack: vec![name; 32],
+        bytes,
+    };
+    let bundle = |packs: Vec<PackSize>| PacksBundled {
+        bundle: vec![0xbb; 32],
+        packs,
+    };
+    let sound = bundle(vec![size(1, 700), size(2, 1), size(3, 9)]);
+    let places = sound.places().map(|(start, pack)| (start, pack.bytes));
+    assert_eq!(places.collect::<Vec<_>>(), [(0, 700), (700, 1), (701, 9)]);
+    let written = |bundle: &PacksBundled| {
+        let body = Body::PacksBundled(bundle.clone());
+        let keys = keys(Level::Maintenance);
+        record::encode(&body, &support::head(), support::TIME, [1; 32], keys)
+    };
+    written(&sound).unwrap();
+    let block = Block {
+        bundles: vec![sound],
+        ..Block::default()
+    };
+    let kept = |block: &Block| {
+        let (keys, hash) = (keys(Level::Maintenance), support::head().hash);
+        let blocks = std::slice::from_ref(block);
+        let bytes = checkpoint::encode(7, hash, blocks, [2; 32], keys)?;
+        let read = Checkpoint::decode(&bytes, keys).unwrap();
+        read.blocks(keys).collect::<Result<Vec<_>, _>>()
+    };
+    assert_eq!(kept(&block).unwrap(), [block]);
+
+    let most = u64::from(PACK_BYTES_MAX);
+    let mut nameless = bundle(vec![size(1, 1)]);
+    nameless.bundle.pop();
+    for none in [
+        bundle(Vec::new()),
+        bundle(vec![size(1, 1), size(1, 1)]),
+        bundle(vec![size(1, 1), size(0xbb, 1)]),
+        bundle(vec![size(1, most), size(2, 1)]),
+        bundle(vec![size(1, u64::MAX), size(2, u64::MAX)]),
+        bundle(vec![PackSize::default()]),
+        nameless,
+    ] {
+        assert!(written(&none).is_err(), "{none:?}");
+        let block = Block {
+            bundles: vec![none],
+            ..Block::default()
+        };
+        assert!(kept(&block).is_err(), "{block:?}");
     }
 }

@@ -15,8 +15,9 @@ use tidegate_protocol::pack::{Location, PackKind, PackRandom, PackWriter, Sealed
 use tidegate_protocol::page::{Delta, DeltaExtent, Extent, Inner, Leaf, PageRef, Slice};
 use tidegate_protocol::record::{
     self, Body, ChunksRelocated, Disk, Evidence, Head, HoldLifted, HoldSet, IndexMerged,
-    KeyChanged, Kind, PackSize, PacksCondemned, PacksFoundBad, PacksSwept, PointCommitted,
-    PointExpired, RunAnnounced, StoredPageRef, Together, Totals, Tracking, VolumeOpened,
+    KeyChanged, Kind, PackSize, PacksBundled, PacksCondemned, PacksFoundBad, PacksSwept,
+    PointCommitted, PointExpired, RunAnnounced, StoredPageRef, Together, Totals, Tracking,
+    VolumeOpened,
 };
 use tidegate_protocol::segment::Segment;
 use tidegate_protocol::slot::{self, Argon2Cost, NewWrapping, SlotRandom};
@@ -374,6 +375,15 @@ pub(crate) fn bodies() -> Vec<Body> {
             machine: "web01".to_owned(),
             segments: vec![hash(16)],
             abandoned: true,
+        }),
+        Body::PacksBundled(PacksBundled {
+            bundle: hash(17),
+            packs: [(18, 700), (19, 900)]
+                .map(|(name, bytes)| PackSize {
+                    pack: hash(name),
+                    bytes,
+                })
+                .to_vec(),
         }),
     ]
 }
