@@ -67,7 +67,7 @@ pub struct Limits {
     pub requests_max: u32,
     /// How often the list of revocations is read: how long a revoked host may go on.
     pub revocations_every: Duration,
-    /// How often points whose time has passed are given up, where that is wanted.
+    /// How often points whose time has passed are given up, and small packs put together, where that is wanted.
     pub expire_every: Duration,
 }
 
@@ -192,7 +192,7 @@ impl Gateway {
         for served in self.shared.repositories.values() {
             let (served, stop) = (Arc::clone(served), stop.clone());
             let every = self.shared.limits.expire_every;
-            background.spawn(async move { served.expire(every, stop).await });
+            background.spawn(async move { served.upkeep(every, stop).await });
         }
         for endpoint in &self.endpoints {
             let (shared, endpoint) = (Arc::clone(&self.shared), endpoint.clone());

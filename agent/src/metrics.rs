@@ -126,6 +126,8 @@ metrics! {
         "1 where a repository's store answered when it was last asked, else 0";
     GATEWAY_EXPIRED: Counter Count "tidegate_gateway_expired_points_total",
         "Recovery points that this gateway gave up because their time had passed, by repository";
+    GATEWAY_BUNDLED: Counter Count "tidegate_gateway_bundled_packs_total",
+        "Small packs that this gateway put together, by repository";
     GATEWAY_LOG_HEAD: Gauge Count "tidegate_gateway_log_head",
         "The number of a repository's last log record";
 }

@@ -16,6 +16,7 @@
 //! Invariant: nothing read from the bucket is believed before its seal, hash or signature was
 //! checked, and nothing becomes visible to others but by an append to the log.
 
+mod bundle;
 pub mod catalogue;
 mod damage;
 mod expire;
@@ -23,10 +24,12 @@ pub mod fetch;
 pub mod index;
 pub mod keyring;
 pub mod log;
+mod packs;
 pub mod pages;
 pub mod point;
 pub mod tree;
 
+pub use bundle::{BundleSettings, Bundled};
 pub use expire::ExpireScope;
 pub use keyring::{KeyInfo, open_slot, read_key_file, write_key_file};
 pub use point::{Point, PointDisk, PointTotals, Selector};

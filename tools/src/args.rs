@@ -572,8 +572,24 @@ pub(crate) enum Repo {
     Info(RepoCommand),
     /// What it holds: lists every object
     Stats(RepoCommand),
+    /// Put small packs together, so that quick cycles do not litter the store
+    ///
+    /// Gateways do it each hour. Where there is none, run it by a timer, with a maintenance key and with
+    /// the right to delete below packs/. Objects of packs that lie in a bundle go an hour later, with the
+    /// next run.
+    Bundle(RepoBundle),
     /// Throw away the local cache and build it again from the store
     RebuildCache(RepoCommand),
+}
+
+/// Options of `repo bundle`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct RepoBundle {
+    /// Show what would be put together; write and delete nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    #[command(flatten)]
+    pub(crate) access: Access,
 }
 
 /// Options of the commands that look at the repository.

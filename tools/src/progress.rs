@@ -26,6 +26,7 @@ pub(crate) enum Job {
     Backup,
     Restore,
     Verify,
+    Bundle,
 }
 
 /// Shows progress until it is dropped.
@@ -145,6 +146,7 @@ impl Meter {
                 }
             }
             Job::Verify => parts.push(format!("fetched {}", text::size(now.stored_bytes))),
+            Job::Bundle => parts.push(format!("written {}", text::size(now.stored_bytes))),
         }
         parts.join(", ")
     }
@@ -179,6 +181,7 @@ impl Meter {
             Job::Backup => at.read_bytes,
             Job::Restore => at.stored_bytes + at.kept_bytes,
             Job::Verify => at.stored_bytes,
+            Job::Bundle => at.done_bytes,
         }
     }
 }

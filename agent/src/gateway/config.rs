@@ -64,6 +64,7 @@ struct WrittenRepository {
     location: String,
     key: String,
     expire: Option<bool>,
+    bundle: Option<bool>,
 }
 
 impl GatewayConfig {
@@ -127,6 +128,7 @@ impl GatewayConfig {
                     )?,
                     cache_dir: cache_dir.clone(),
                     expire: repository.expire.unwrap_or(true),
+                    bundle: repository.bundle.unwrap_or(true),
                     name,
                 })
             })
@@ -173,6 +175,7 @@ impl GatewayConfig {
                         location: served.location.clone(),
                         key: served.key.written(),
                         expire: Some(served.expire),
+                        bundle: Some(served.bundle),
                     };
                     (served.name.clone(), repository)
                 })

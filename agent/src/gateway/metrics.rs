@@ -1,8 +1,9 @@
 //! What a gateway counts; names and meanings are in [`crate::metrics`].
 
 use crate::metrics::{
-    GATEWAY_CONNECTIONS, GATEWAY_EXPIRED, GATEWAY_HOSTS, GATEWAY_LOG_HEAD, GATEWAY_REQUEST_SECONDS,
-    GATEWAY_REQUESTS, GATEWAY_ROOM, GATEWAY_STORE_ANSWERS, GATEWAY_UNDER_WAY, count, observe, set,
+    GATEWAY_BUNDLED, GATEWAY_CONNECTIONS, GATEWAY_EXPIRED, GATEWAY_HOSTS, GATEWAY_LOG_HEAD,
+    GATEWAY_REQUEST_SECONDS, GATEWAY_REQUESTS, GATEWAY_ROOM, GATEWAY_STORE_ANSWERS,
+    GATEWAY_UNDER_WAY, count, observe, set,
 };
 use std::time::Duration;
 
@@ -14,6 +15,11 @@ pub(super) fn connection(outcome: &'static str) {
 /// Points were given up.
 pub(super) fn expired(repository: &str, points: u64) {
     count(GATEWAY_EXPIRED, &[("repository", repository)], points);
+}
+
+/// Packs were put together.
+pub(super) fn bundled(repository: &str, packs: u64) {
+    count(GATEWAY_BUNDLED, &[("repository", repository)], packs);
 }
 
 /// A request was answered.

@@ -7,8 +7,9 @@ use super::metrics;
 use crate::blocking::blocking;
 use crate::config::KeyPlace;
 use crate::error::{Error, Result};
+use crate::progress::Progress;
 use crate::repository::index::Index;
-use crate::repository::{ExpireScope, Repository, read_key_file};
+use crate::repository::{BundleSettings, ExpireScope, Repository, read_key_file};
 use crate::retention::Why;
 use crate::store::{Store, StoreSettings};
 use std::path::PathBuf;
@@ -43,6 +44,8 @@ pub struct ServedSettings {
     pub cache_dir: PathBuf,
     /// Whether this gateway gives up the points whose time has passed.
     pub expire: bool,
+    /// Whether this gateway puts small packs together.
+    pub bundle: bool,
 }
 
 /// A repository that hosts ask for by name.
@@ -122,19 +125,27 @@ impl Served {
         }
     }
 
-    /// Gives up the points whose time has passed, now and then, until the gateway stops. Other gateways may
-    /// do the same: who comes second finds nothing left.
-    pub(super) async fn expire(&self, every: Duration, stop: CancellationToken) {
-        if !self.settings.expire {
-            return;
-        }
+    /// Gives up the points whose time has passed and puts small packs together, now and then, until the gateway
+    /// stops. Other gateways may do the same: who comes second finds nothing left.
+    pub(super) async fn upkeep(&self, every: Duration, stop: CancellationToken) {
         loop {
             // An append under way is not dropped half-done: its record might be in the log already.
-            if let Err(error) = self.expire_once().await {
+            if self.settings.expire
+                && let Err(error) = self.expire_once().await
+            {
                 tracing::warn!(
                     repository = self.settings.name,
                     error = error.chain(),
                     "points whose time has passed could not be given up"
+                );
+            }
+            if self.settings.bundle
+                && let Err(error) = self.bundle_once(&stop).await
+            {
+                tracing::warn!(
+                    repository = self.settings.name,
+                    error = error.chain(),
+                    "small packs could not be put together"
                 );
             }
             let pause = tokio::time::sleep(every);
@@ -169,6 +180,26 @@ impl Served {
             );
         }
         metrics::expired(&self.settings.name, decision.goes.len() as u64);
+        self.note_head(repository)
+    }
+
+    async fn bundle_once(&self, stop: &CancellationToken) -> Result<()> {
+        let repository = self.repository().await?;
+        let settings = BundleSettings::default();
+        let done = repository
+            .bundle(&settings, &Progress::default(), stop)
+            .await?;
+        if done.packs + done.deleted > 0 {
+            tracing::info!(
+                repository = self.settings.name,
+                bundles = done.bundles,
+                packs = done.packs,
+                bytes = done.bytes,
+                deleted = done.deleted,
+                "small packs were put together"
+            );
+        }
+        metrics::bundled(&self.settings.name, done.packs);
         self.note_head(repository)
     }
 

@@ -399,12 +399,11 @@ impl Publisher {
 /// A pack's kind and table of contents, without the pack.
 async fn footer(repository: &Arc<Repository>, pack: LandedPack) -> Result<(PackKind, Footer)> {
     let key = pack.id.object_key();
-    let store = repository.store();
     let damaged = |error| repository.damaged(&key, error);
     let header_end = pack.bytes.min(HEADER_BYTES_MAX as u64);
-    let header = store.get_range(&key, 0..header_end).await?;
+    let header = repository.read_pack(pack.id, 0..header_end).await?;
     let mut start = pack.bytes.saturating_sub(FOOTER_GUESS_BYTES);
-    let mut tail = store.get_range(&key, start..pack.bytes).await?;
+    let mut tail = repository.read_pack(pack.id, start..pack.bytes).await?;
     let trailer = tail.last_chunk().ok_or_else(|| {
         let error = Error::new(Kind::Corrupt, format!("it has only {} bytes", pack.bytes));
         repository.damaged(&key, error)
@@ -412,7 +411,7 @@ async fn footer(repository: &Arc<Repository>, pack: LandedPack) -> Result<(PackK
     let range = footer_range(pack.bytes, trailer).map_err(damaged)?;
     if range.start < start {
         start = range.start;
-        tail = store.get_range(&key, range.clone()).await?;
+        tail = repository.read_pack(pack.id, range.clone()).await?;
     }
     let repository = Arc::clone(repository);
     blocking(move || {

@@ -5,6 +5,7 @@
 //! packs are never used twice, also when the cache is emptied under running processes. What it is
 //! not: a place for anything that exists nowhere else.
 
+mod bundles;
 mod packs;
 mod references;
 mod retention;
@@ -97,6 +98,17 @@ CREATE TABLE expired (
 ) WITHOUT ROWID;
 ";
 
+/// Which packs lie in which bundle; see [`bundles`].
+const MIGRATION_BUNDLES: &str = "
+CREATE TABLE bundle (number INTEGER PRIMARY KEY AUTOINCREMENT, id BLOB NOT NULL UNIQUE, body BLOB NOT NULL);
+CREATE TABLE bundled (
+    pack BLOB PRIMARY KEY, bundle BLOB NOT NULL, start INTEGER NOT NULL, bytes INTEGER NOT NULL,
+    since_unix_ns INTEGER NOT NULL, gone INTEGER NOT NULL DEFAULT 0
+) WITHOUT ROWID;
+CREATE INDEX bundled_by_bundle ON bundled (bundle);
+CREATE INDEX bundled_with_object ON bundled (since_unix_ns) WHERE NOT gone;
+";
+
 /// All that a checkpoint says anew.
 const EMPTY_STATE: &str = "
 DELETE FROM point; DELETE FROM run; DELETE FROM hold; DELETE FROM condemned; DELETE FROM swept;
@@ -170,6 +182,7 @@ impl Catalogue {
             MIGRATION_BAD_SEGMENTS,
             MIGRATION_REFERENCES,
             MIGRATION_RETENTION,
+            MIGRATION_BUNDLES,
         ];
         Migrations::new(migrations.map(M::up).to_vec())
             .to_latest(&mut connection)
@@ -199,7 +212,7 @@ impl Catalogue {
                 .execute_batch(EMPTY_STATE)
                 .and_then(|()| {
                     transaction
-                        .execute_batch("DELETE FROM segment; DELETE FROM chunk; DELETE FROM spare; DELETE FROM pack; DELETE FROM refers; DELETE FROM refers_to; DELETE FROM expired; UPDATE listing SET time_unix_ns = 0;")
+                        .execute_batch("DELETE FROM segment; DELETE FROM chunk; DELETE FROM spare; DELETE FROM pack; DELETE FROM refers; DELETE FROM refers_to; DELETE FROM expired; DELETE FROM bundle; DELETE FROM bundled; UPDATE listing SET time_unix_ns = 0;")
                 })
                 .and_then(|()| set_head(transaction, number, hash))
                 .map_err(|error| self.error(error))
@@ -435,6 +448,12 @@ impl Catalogue {
         }
         for id in blobs("SELECT pack FROM swept")? {
             blocks.room_for(id.len()).swept.push(id);
+        }
+        for bundle in self.bundles()? {
+            blocks
+                .room_for(prost::Message::encoded_len(&bundle))
+                .bundles
+                .push(bundle);
         }
         for pack in self.tree_packs()? {
             // Those of live points stand with their points.

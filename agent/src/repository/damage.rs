@@ -225,20 +225,40 @@ impl Repository {
         }
         if search {
             self.add_unnamed_packs(unnamed).await?;
+            let catalogue = Arc::clone(&self.catalogue);
+            blocking(move || catalogue.add_unnamed_bundled()).await?;
         }
         while let Some(pack) = next {
             doubtful.push(pack);
             next = expected.next().await?;
         }
-        stream::iter(doubtful)
+        let sizes = stream::iter(doubtful)
             .map(|pack| async move {
                 let size = self.store.size(&pack.id.object_key()).await?;
-                Ok::<_, Error>((!is_whole(&pack, size)).then_some(pack.id))
+                Ok::<_, Error>((!is_whole(&pack, size)).then_some((pack.id, size)))
             })
             .buffer_unordered(LOOKUPS_IN_FLIGHT)
             .try_filter_map(|lost| async move { Ok(lost) })
-            .try_collect()
-            .await
+            .try_collect::<Vec<_>>()
+            .await?;
+        if sizes.is_empty() {
+            return Ok(Vec::new());
+        }
+        // What was put into a bundle meanwhile is not lost.
+        self.refresh().await?;
+        let catalogue = Arc::clone(&self.catalogue);
+        blocking(move || {
+            let mut lost = Vec::with_capacity(sizes.len());
+            for (object, size) in sizes {
+                if catalogue.is_bundle(object)? {
+                    lost.extend(catalogue.bundled_behind(object, size.unwrap_or(0))?);
+                } else if catalogue.bundled(object)?.is_none() {
+                    lost.push(object);
+                }
+            }
+            Ok(lost)
+        })
+        .await
     }
 
     async fn add_unnamed_packs(&self, listed: Vec<ExpectedPack>) -> Result<()> {

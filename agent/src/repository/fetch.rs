@@ -237,11 +237,7 @@ impl Repository {
         let find = async {
             let header = match header {
                 Some(header) => header,
-                None => {
-                    self.store
-                        .get_range(&object_key, 0..HEADER_BYTES_MAX as u64)
-                        .await?
-                }
+                None => self.read_pack(pack, 0..HEADER_BYTES_MAX as u64).await?,
             };
             PackHeader::decode(&header)
                 .and_then(|header| header.frames_key(&self.keys))
@@ -343,8 +339,7 @@ impl Serving {
         let reading = async {
             let bytes = self
                 .repository
-                .store
-                .get_range(&object_key, read.range.clone())
+                .read_pack(read.pack, read.range.clone())
                 .await?;
             let header = (read.range.start == 0).then(|| bytes.clone());
             let key = self.repository.pack_key(read.pack, header).await?;

@@ -21,7 +21,6 @@ use std::sync::Arc;
 use std::time::SystemTime;
 use tidegate_protocol::FormatError;
 use tidegate_protocol::ids::{ChunkId, PackId, PageId};
-use tidegate_protocol::limits::PACK_BYTES_MAX;
 use tidegate_protocol::pack::{FramesKey, HEADER_BYTES_MAX, Location, PackHeader};
 use tidegate_protocol::page::{Delta, Inner, Leaf, PageRef};
 
@@ -259,7 +258,7 @@ impl Repository {
             let what = format!("{broken_fetches} times its bytes did not hash to its name");
             return Err(self.damaged(&object_key, Error::new(Kind::Corrupt, what)));
         }
-        let bytes = self.store.get(&object_key, PACK_BYTES_MAX.into()).await?;
+        let bytes = self.read_whole_pack(pack).await?;
         self.pages.keys.remove(&pack);
         let (folder, path) = (self.pages.folder.clone(), self.pages.path(pack));
         let (found, bytes) = blocking(move || {

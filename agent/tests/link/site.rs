@@ -100,6 +100,7 @@ impl Site {
                 key: KeyPlace::File(self.path("maintenance.key")),
                 cache_dir: self.path(&format!("gateway-{}", clock::now_unix_ns())),
                 expire: true,
+                bundle: true,
             }],
             store: StoreSettings::default(),
         }

@@ -1,12 +1,18 @@
 //! `tidegate repo`: what the repository is and holds.
 
-use crate::args::{Global, Repo, RepoCommand};
+use crate::args::{Global, Repo, RepoBundle, RepoCommand};
 use crate::context::Context;
 use crate::exit::Outcome;
+use crate::progress::{self, Job};
 use crate::settings::{Settings, make_private_folder};
 use crate::{keys, text};
+use serde::Serialize;
+use std::sync::Arc;
 use tidegate_agent::Result;
-use tidegate_agent::repository::{Repository, RepositoryInfo, RepositoryStats};
+use tidegate_agent::progress::Progress;
+use tidegate_agent::repository::{
+    BundleSettings, Bundled, Repository, RepositoryInfo, RepositoryStats,
+};
 
 pub(super) async fn run(global: &Global, args: Repo, context: &Context) -> Result<Outcome> {
     let load =
@@ -22,6 +28,7 @@ pub(super) async fn run(global: &Global, args: Repo, context: &Context) -> Resul
             let stats = context.or_stop(repository.stats()).await?;
             context.output.result(&stats, || describe_stats(&stats))?;
         }
+        Repo::Bundle(args) => bundle(global, &args, context).await?,
         Repo::RebuildCache(args) => {
             let settings = load(&args)?;
             let store = context.store(&settings)?;
@@ -37,6 +44,54 @@ pub(super) async fn run(global: &Global, args: Repo, context: &Context) -> Resul
         }
     }
     Ok(Outcome::Done)
+}
+
+#[derive(Serialize)]
+struct BundleAnswer {
+    dry_run: bool,
+    #[serde(flatten)]
+    done: Bundled,
+}
+
+async fn bundle(global: &Global, args: &RepoBundle, context: &Context) -> Result<()> {
+    let settings = Settings::load(global, &args.access.repository, &args.access.key)?;
+    let repository = context.open(&settings).await?;
+    let how = BundleSettings::default();
+    let done = if args.dry_run {
+        repository.plan_bundles(&how).await?
+    } else {
+        let counters = Arc::new(Progress::default());
+        let shown = progress::show(&context.output, Job::Bundle, "bundle", &counters);
+        let done = repository.bundle(&how, &counters, &context.stop).await;
+        drop(shown);
+        done?
+    };
+    let answer = BundleAnswer {
+        dry_run: args.dry_run,
+        done,
+    };
+    context.output.result(&answer, || answer.describe())
+}
+
+impl BundleAnswer {
+    fn describe(&self) -> String {
+        let done = &self.done;
+        let packs = format!(
+            "{}, {}, in {}",
+            text::count(done.packs, "pack"),
+            text::size(done.bytes),
+            text::count(done.bundles, "bundle")
+        );
+        let labels = match self.dry_run {
+            true => ["would put together", "would delete"],
+            false => ["put together", "deleted"],
+        };
+        text::list([
+            (labels[0], packs),
+            (labels[1], text::count(done.deleted, "object")),
+            ("small packs that wait", done.waiting.to_string()),
+        ])
+    }
 }
 
 fn describe_info(info: &RepositoryInfo) -> String {

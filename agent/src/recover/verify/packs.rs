@@ -51,11 +51,28 @@ async fn unlisted(
     repository: &Repository,
     mut wanted: HashMap<PackId, u64>,
 ) -> Result<HashMap<PackId, u64>> {
+    let mut in_bundles: HashMap<PackId, Vec<(PackId, u64)>> = HashMap::new();
+    for (pack, place) in repository
+        .bundled_of(wanted.keys().copied().collect())
+        .await?
+    {
+        let (bundle, place) = place;
+        in_bundles
+            .entry(bundle)
+            .or_default()
+            .push((pack, place.end));
+    }
     let mut entries = repository.store().list("packs/", None);
     while let Some(entry) = entries.try_next().await? {
-        if let Some(id) = PackId::from_object_key(&entry.key)
-            && wanted.get(&id).is_some_and(|end| *end <= entry.size_bytes)
-        {
+        let Some(id) = PackId::from_object_key(&entry.key) else {
+            continue;
+        };
+        for (pack, end) in in_bundles.remove(&id).unwrap_or_default() {
+            if end <= entry.size_bytes {
+                wanted.remove(&pack);
+            }
+        }
+        if wanted.get(&id).is_some_and(|end| *end <= entry.size_bytes) {
             wanted.remove(&id);
         }
     }
@@ -137,7 +154,7 @@ impl Sizes<'_> {
         if let Some(size) = self.known.get(&pack) {
             return Ok(*size);
         }
-        let size = self.repository.store().size(&pack.object_key()).await?;
+        let size = self.repository.pack_size(pack).await?;
         self.known.insert(pack, size);
         Ok(size)
     }

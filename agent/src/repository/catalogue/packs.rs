@@ -45,8 +45,9 @@ impl Catalogue {
         self.packs_of("SELECT pack FROM bad JOIN tree_pack ON tree_pack.id = bad.pack")
     }
 
-    /// Packs that should be in the store, data and tree alike, in the order of their names, after
-    /// `after`; at most `count`. Packs that this machine has not told anybody of are not among them.
+    /// Packs that should be in the store, data and tree alike, and bundles in the place of those that lie
+    /// in one, in the order of their names, after `after`; at most `count`. Packs that this machine has not
+    /// told anybody of are not among them.
     pub fn expected_packs(&self, after: Option<PackId>, count: u32) -> Result<Vec<ExpectedPack>> {
         let after = after.map_or_else(Vec::new, |pack| pack.0.to_vec());
         self.read(|connection| {
@@ -55,10 +56,15 @@ impl Catalogue {
                     "SELECT id, bytes FROM pack
                      WHERE segment IS NOT NULL AND id > ?1
                        AND id NOT IN (SELECT pack FROM bad) AND id NOT IN (SELECT pack FROM swept)
+                       AND id NOT IN (SELECT pack FROM bundled)
                      UNION
                      SELECT id, bytes FROM tree_pack
                      WHERE id > ?1
                        AND id NOT IN (SELECT pack FROM bad) AND id NOT IN (SELECT pack FROM swept)
+                       AND id NOT IN (SELECT pack FROM bundled)
+                     UNION
+                     SELECT bundle, max(start + bytes) FROM bundled WHERE bundle > ?1 GROUP BY bundle
+                     HAVING max(pack NOT IN (SELECT pack FROM bad) AND pack NOT IN (SELECT pack FROM swept))
                      ORDER BY id LIMIT ?2",
                 )?
                 .query_map(params![after, count], |row| {

@@ -70,7 +70,8 @@ impl Catalogue {
                 transaction
                     .prepare_cached(
                         "INSERT OR IGNORE INTO pack (id, bytes) SELECT ?1, ?2
-                         WHERE ?3 OR NOT EXISTS (SELECT 1 FROM tree_pack WHERE id = ?1)",
+                         WHERE (?3 OR NOT EXISTS (SELECT 1 FROM tree_pack WHERE id = ?1))
+                           AND NOT EXISTS (SELECT 1 FROM bundle WHERE id = ?1)",
                     )
                     .and_then(|mut statement| {
                         statement.execute(params![pack.id.0, pack.bytes.cast_signed(), with_trees])
@@ -78,6 +79,21 @@ impl Catalogue {
                     .map_err(|error| self.error(error))?;
             }
             Ok(())
+        })
+    }
+
+    /// The same of packs in bundles, which no listing shows.
+    pub fn add_unnamed_bundled(&self) -> Result<()> {
+        let with_trees = !self.bad_tree_packs()?.is_empty();
+        self.write(|transaction| {
+            transaction
+                .execute(
+                    "INSERT OR IGNORE INTO pack (id, bytes) SELECT pack, bytes FROM bundled
+                     WHERE ?1 OR NOT EXISTS (SELECT 1 FROM tree_pack WHERE id = bundled.pack)",
+                    [with_trees],
+                )
+                .map(drop)
+                .map_err(|error| self.error(error))
         })
     }
 }

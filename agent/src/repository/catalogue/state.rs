@@ -4,6 +4,7 @@
 //! what they are given: signatures, rights and the chain were checked before.
 
 use super::super::index::restore_spares;
+use super::bundles::add_bundle;
 use super::unsigned;
 use rusqlite::{Connection, OptionalExtension, params};
 use tidegate_protocol::checkpoint;
@@ -95,6 +96,10 @@ pub(super) fn load_block(
         let sql = "INSERT OR REPLACE INTO volume VALUES (?1, ?2)";
         put_body(connection, sql, &volume.volume, volume)?;
     }
+    for bundle in &block.bundles {
+        // When it was recorded is not told: long ago.
+        add_bundle(connection, bundle, 0)?;
+    }
     add_tree_packs(connection, &block.tree_packs)
 }
 
@@ -166,6 +171,7 @@ pub(super) fn apply(connection: &Connection, header: &Header, body: &Body) -> ru
             )?;
             add_segments(connection, &merged.added)
         }
+        Body::PacksBundled(bundled) => add_bundle(connection, bundled, header.time_unix_ns),
         Body::VolumeOpened(volume) => put_body(
             connection,
             "INSERT OR REPLACE INTO volume VALUES (?1, ?2)",
@@ -300,7 +306,7 @@ fn put_body(
 
 /// A body as the local file holds it: behind a hash of its own. SQLite does not notice a bit that
 /// flipped within a row, and the row may be a point's size.
-fn checked_body(message: &impl prost::Message) -> Vec<u8> {
+pub(super) fn checked_body(message: &impl prost::Message) -> Vec<u8> {
     let body = message.encode_to_vec();
     let mut checked = super::body_hash(&body).to_vec();
     checked.extend(body);
