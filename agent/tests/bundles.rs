@@ -431,3 +431,28 @@ async fn hosts_may_not_and_where_nothing_can_be_deleted_it_is_said() {
     assert_eq!(error.kind(), Kind::Denied);
     assert!(error.chain().contains("delete"), "{}", error.chain());
 }
+
+/// Two at once: who comes second has made its bundle for nothing, and no pack is in two.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_at_once_one_is_too_late() {
+    let quick = Quick::new().await;
+    let caches = [cache(), cache()];
+    let slow = quick.keeper(caches[0].path()).await;
+    let quicker = quick.keeper(caches[1].path()).await;
+    let mut held = false;
+    quick.lab.calls.script(move |call| {
+        let is_bundle = call.operation == Operation::Put && call.key.starts_with("packs/");
+        let is_first = is_bundle && !held;
+        held |= is_bundle;
+        is_first.then_some(Fault::Delay(Duration::from_secs(1)))
+    });
+    let (late, first) = tokio::join!(put_together(&slow), async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        put_together(&quicker).await
+    });
+    let (late, first) = (late.unwrap(), first.unwrap());
+    assert_eq!((late.packs, first.packs), (0, 2 * CYCLES + 1));
+    put_together(&slow).await.unwrap();
+    assert_eq!(quick.packs().await.len(), 2);
+    quick.assert_whole_anew("two at once").await;
+}

@@ -405,10 +405,10 @@ impl Request<'_> {
         if let Some(Object::Pack(pack)) = object {
             let repository = self.served().repository().await?;
             repository.refresh().await?;
-            if !repository.catalogue().is_swept(pack)? {
+            if !repository.catalogue().may_be_deleted(pack)? {
                 return refuse(
                     Status::Denied,
-                    format!("the log has not swept {}", request.key),
+                    format!("the log has neither swept nor bundled {}", request.key),
                 );
             }
         }

@@ -17,6 +17,7 @@
 mod lab;
 
 mod abuse;
+mod bundles;
 mod crowd;
 mod everyday;
 mod going;

@@ -31,11 +31,13 @@ impl Catalogue {
         self.packs_of("SELECT pack FROM swept UNION SELECT pack FROM bad")
     }
 
-    /// Whether the log has swept the pack: it may be deleted.
-    pub fn is_swept(&self, pack: PackId) -> Result<bool> {
+    /// Whether the log says that the pack's own object may be deleted: it was swept, or lies in a bundle.
+    pub fn may_be_deleted(&self, pack: PackId) -> Result<bool> {
         self.read(|connection| {
             connection
-                .prepare_cached("SELECT 1 FROM swept WHERE pack = ?1")?
+                .prepare_cached(
+                    "SELECT 1 FROM swept WHERE pack = ?1 UNION SELECT 1 FROM bundled WHERE pack = ?1",
+                )?
                 .exists([pack.0])
         })
     }
