@@ -24,6 +24,7 @@ pub mod fetch;
 pub mod index;
 pub mod keyring;
 pub mod log;
+mod merge;
 mod packs;
 pub mod pages;
 pub mod point;
@@ -32,6 +33,7 @@ pub mod tree;
 pub use bundle::{BundleSettings, Bundled};
 pub use expire::ExpireScope;
 pub use keyring::{KeyInfo, open_slot, read_key_file, write_key_file};
+pub use merge::Merged;
 pub use point::{Point, PointDisk, PointTotals, Selector};
 
 use crate::blocking::blocking;

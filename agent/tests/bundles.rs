@@ -11,7 +11,10 @@
 mod lab;
 
 use futures::TryStreamExt;
-use lab::{Frozen, KIB, Lab, MIB, MemoryTarget, TrackedDisk, only, request, restore};
+use lab::{
+    Frozen, KIB, Lab, MIB, MemoryDisk, MemoryTarget, TrackedDisk, only, request, restore,
+    try_back_up,
+};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,11 +22,11 @@ use tempfile::TempDir;
 use tidegate_agent::progress::Progress;
 use tidegate_agent::recover::{VerifySettings, verify};
 use tidegate_agent::replicate::{BackupRequest, BackupSettings, BackupSummary, Mode, backup};
-use tidegate_agent::repository::{BundleSettings, Bundled, Point, Repository};
+use tidegate_agent::repository::{BundleSettings, Bundled, Merged, Point, Repository};
 use tidegate_agent::store::fault::{Fault, FaultStore, Operation};
-use tidegate_agent::{Kind, Result};
+use tidegate_agent::{Error, Kind, Result};
 use tidegate_protocol::ids::PackId;
-use tidegate_protocol::record::{Body, PacksBundled, PacksFoundBad};
+use tidegate_protocol::record::{Body, PacksBundled, PacksFoundBad, RunAnnounced};
 use tokio_util::sync::CancellationToken;
 
 const CYCLES: u64 = 12;
@@ -84,6 +87,12 @@ impl Quick {
         made
     }
 
+    async fn segments(&self) -> usize {
+        let entries = self.lab.store.list("index/", None);
+        let entries: Vec<_> = entries.try_collect().await.unwrap();
+        entries.len()
+    }
+
     async fn packs(&self) -> Vec<PackId> {
         let entries = self.lab.store.list("packs/", None);
         let entries: Vec<_> = entries.try_collect().await.unwrap();
@@ -140,7 +149,7 @@ async fn content(repository: &Arc<Repository>, point: &Point) -> Vec<u8> {
 fn at_once() -> BundleSettings {
     BundleSettings {
         small_bytes: 1 << 20,
-        packs_min: 2,
+        count_min: 2,
         grace: Duration::ZERO,
         ..BundleSettings::default()
     }
@@ -152,6 +161,11 @@ async fn put_together(repository: &Arc<Repository>) -> Result<Bundled> {
     repository
         .bundle(&settings, &Progress::default(), &stop)
         .await
+}
+
+async fn merge(repository: &Arc<Repository>) -> Result<Merged> {
+    let stop = CancellationToken::new();
+    repository.merge_segments(&at_once(), &stop).await
 }
 
 fn cache() -> TempDir {
@@ -230,10 +244,10 @@ async fn who_knows_nothing_of_the_bundle_reads_the_log() {
     let points = quick.repository.points(None).unwrap();
     let last = points.last().unwrap();
     assert!(content(&quick.repository, last).await == *quick.points.last().unwrap());
-    let other = cache();
-    let behind = quick.lab.try_open(other.path()).await.unwrap();
     quick.disk.write(MIB, &noise(78, 5000));
     quick.cycle(&quick.repository.clone()).await;
+    let other = cache();
+    let behind = quick.lab.try_open(other.path()).await.unwrap();
     for _ in 0..2 {
         put_together(&keeper).await.unwrap();
     }
@@ -268,10 +282,14 @@ async fn a_run_that_dies_anywhere_costs_nothing_and_is_taken_up() {
             let own = cache();
             let keeper = quick.keeper(own.path()).await;
             crash(&quick.lab.calls, number);
-            let mut done = put_together(&keeper).await;
-            if done.is_ok() {
-                done = put_together(&keeper).await;
-            }
+            let done = async {
+                for _ in 0..2 {
+                    put_together(&keeper).await?;
+                    merge(&keeper).await?;
+                }
+                Ok::<_, Error>(())
+            };
+            let done = done.await;
             drop(keeper);
             quick.lab.calls.heal();
             // All the rest is the same for each.
@@ -281,8 +299,11 @@ async fn a_run_that_dies_anywhere_costs_nothing_and_is_taken_up() {
             let keeper = quick.keeper(own.path()).await;
             for _ in 0..2 {
                 put_together(&keeper).await.expect(&context);
+                merge(&keeper).await.expect(&context);
             }
             assert_eq!(quick.packs().await.len(), 2, "{context}");
+            // One that nothing names may be left, of the run that died.
+            assert!(quick.segments().await <= 2, "{context}");
             quick.assert_whole_anew(&context).await;
             if done.is_ok() {
                 // Each of seven packs is read, and deleted.
@@ -455,4 +476,112 @@ async fn of_two_at_once_one_is_too_late() {
     put_together(&slow).await.unwrap();
     assert_eq!(quick.packs().await.len(), 2);
     quick.assert_whole_anew("two at once").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn small_segments_become_one_that_says_the_same() {
+    let mut quick = Quick::new().await;
+    let own = cache();
+    let keeper = quick.keeper(own.path()).await;
+    let old = cache();
+    let stale = quick.lab.try_open(old.path()).await.unwrap();
+    let content = quick.disk.content();
+    let whole = |machine: &str| request(machine, MemoryDisk::of(&content), None);
+    // What is cut anew is not what was gathered from scattered blocks.
+    try_back_up(&quick.repository, whole("first"))
+        .await
+        .unwrap();
+    let before = quick.segments().await as u64;
+    assert_eq!(before, CYCLES + 2);
+    let done = merge(&keeper).await.unwrap();
+    assert_eq!((done.segments, done.written), (before, 1), "{done:?}");
+    let again = merge(&keeper).await.unwrap();
+    assert_eq!((again.segments, again.deleted), (0, before), "{again:?}");
+    assert_eq!(quick.segments().await, 1);
+    assert_eq!(merge(&keeper).await.unwrap(), Merged::default());
+
+    // Who comes anew finds every chunk by it, and so does who had read the old ones.
+    let new = cache();
+    let anew = quick.lab.try_open(new.path()).await.unwrap();
+    for (number, repository) in [&anew, &stale, &quick.repository].into_iter().enumerate() {
+        repository.refresh().await.unwrap();
+        let made = try_back_up(repository, whole("other")).await.unwrap();
+        assert_eq!(made.new_bytes, 0, "{number}: {made:?}");
+        let bad = repository.catalogue().bad_segments().unwrap();
+        assert!(bad.is_empty(), "{number}");
+    }
+    // The merged one is lost like any other: what it said is written anew.
+    let entries = quick.lab.store.list("index/", None);
+    let entries: Vec<_> = entries.try_collect().await.unwrap();
+    quick.lab.store.delete(&entries[0].key).await.unwrap();
+    let new = cache();
+    let anew = quick.lab.try_open(new.path()).await.unwrap();
+    quick.disk.write(MIB, &noise(79, 5000));
+    quick.cycle(&anew).await;
+    let new = cache();
+    let anew = quick.lab.try_open(new.path()).await.unwrap();
+    let made = try_back_up(&anew, whole("third")).await.unwrap();
+    assert_eq!(made.new_bytes, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn segments_of_a_run_under_way_and_places_that_differ_stay_by_themselves() {
+    let quick = Quick::of(2).await;
+    let own = cache();
+    let keeper = quick.keeper(own.path()).await;
+    // Two machines that knew nothing of each other have stored the same.
+    let caches = [cache(), cache()];
+    let one = quick
+        .lab
+        .open_as(&quick.lab.keys.host, caches[0].path())
+        .await;
+    let other = quick
+        .lab
+        .open_as(&quick.lab.keys.host, caches[1].path())
+        .await;
+    other.index().await.unwrap();
+    let disk = noise(4711, 1 << 20);
+    let mut packs = Vec::new();
+    for (machine, repository) in [("a", &one), ("b", &other)] {
+        quick.lab.calls.clear_calls();
+        let made = try_back_up(repository, request(machine, MemoryDisk::of(&disk), None)).await;
+        assert!(made.unwrap().new_bytes > 0);
+        let calls = quick.lab.calls.calls();
+        let puts = only(&calls, Operation::Put).into_iter();
+        let largest = puts.max_by_key(|call| call.bytes).unwrap();
+        packs.push(PackId::from_object_key(&largest.key).unwrap());
+    }
+    keeper.refresh().await.unwrap();
+    let segments = keeper.catalogue().segments().unwrap();
+    assert_eq!(segments.len(), 5);
+    let run = RunAnnounced {
+        run: vec![7; 16],
+        machine: "c".to_owned(),
+        segments: vec![segments[0].0.to_vec()],
+        abandoned: false,
+    };
+    one.append(|_| Ok(Body::RunAnnounced(run.clone())))
+        .await
+        .unwrap();
+    let done = merge(&keeper).await.unwrap();
+    let stays = keeper.catalogue().segments().unwrap();
+    assert!(stays.contains(&segments[0]));
+    // Of the twins one, unless it is the run's.
+    assert!((3..=4).contains(&done.segments), "{done:?}");
+    // Both places are known all the same: either machine is restored by the other's.
+    for (machine, pack) in [("a", packs[0]), ("b", packs[1])] {
+        let bytes = quick
+            .lab
+            .store
+            .get(&pack.object_key(), 4 << 20)
+            .await
+            .unwrap();
+        quick.lab.store.delete(&pack.object_key()).await.unwrap();
+        let new = cache();
+        let anew = quick.lab.try_open(new.path()).await.unwrap();
+        let point = anew.newest_point(machine).unwrap().unwrap();
+        assert!(content(&anew, &point).await == disk, "{machine}");
+        let again = quick.lab.store.create(&pack.object_key(), bytes).await;
+        let _ = again.unwrap();
+    }
 }

@@ -572,11 +572,11 @@ pub(crate) enum Repo {
     Info(RepoCommand),
     /// What it holds: lists every object
     Stats(RepoCommand),
-    /// Put small packs together, so that quick cycles do not litter the store
+    /// Put small packs and index segments together, so that quick cycles do not litter the store
     ///
     /// Gateways do it each hour. Where there is none, run it by a timer, with a maintenance key and with
-    /// the right to delete below packs/. Objects of packs that lie in a bundle go an hour later, with the
-    /// next run.
+    /// the right to delete below packs/ and index/. What was put together goes by itself an hour later, with
+    /// the next run.
     Bundle(RepoBundle),
     /// Throw away the local cache and build it again from the store
     RebuildCache(RepoCommand),

@@ -402,13 +402,19 @@ impl Request<'_> {
         let request: DeleteRequest = self.whole_message().await?;
         let object = Object::at(&request.key);
         self.check(Kind::Delete, object)?;
-        if let Some(Object::Pack(pack)) = object {
+        if let Some(Object::Pack(_) | Object::Segment(_)) = object {
             let repository = self.served().repository().await?;
             repository.refresh().await?;
-            if !repository.catalogue().may_be_deleted(pack)? {
+            let catalogue = repository.catalogue();
+            let may_go = match object {
+                Some(Object::Pack(pack)) => catalogue.may_be_deleted(pack)?,
+                Some(Object::Segment(segment)) => catalogue.is_merged(segment)?,
+                _ => false,
+            };
+            if !may_go {
                 return refuse(
                     Status::Denied,
-                    format!("the log has neither swept nor bundled {}", request.key),
+                    format!("the log has not given {} up", request.key),
                 );
             }
         }

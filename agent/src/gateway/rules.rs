@@ -26,7 +26,9 @@ pub(super) fn check(rights: Rights, kind: Kind, object: Option<Object>) -> Resul
             return Err("a repository is made beside the bucket, by `tidegate init`".to_owned());
         }
         (Kind::Put, None) => return Err("no object of a repository stands at that key".to_owned()),
-        (Kind::Delete, Some(Object::Pack(_) | Object::Slot(_))) => &[Right::Maintenance],
+        (Kind::Delete, Some(Object::Pack(_) | Object::Segment(_) | Object::Slot(_))) => {
+            &[Right::Maintenance]
+        }
         (Kind::Delete, _) => return Err("the log has not given that object up".to_owned()),
     };
     match needed.iter().any(|right| rights.has(*right)) {
@@ -96,7 +98,7 @@ mod tests {
             (Kind::Put, None, vec![]),
             (Kind::Delete, Some(PACK), vec![Maintenance]),
             (Kind::Delete, Some(SLOT), vec![Maintenance]),
-            (Kind::Delete, Some(SEGMENT), vec![]),
+            (Kind::Delete, Some(SEGMENT), vec![Maintenance]),
             (Kind::Delete, Some(Object::Record(9)), vec![]),
             (Kind::Delete, Some(Object::Checkpoint(9)), vec![]),
             (Kind::Delete, Some(Object::Descriptor), vec![]),

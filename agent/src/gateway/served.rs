@@ -145,7 +145,7 @@ impl Served {
                 tracing::warn!(
                     repository = self.settings.name,
                     error = error.chain(),
-                    "small packs could not be put together"
+                    "small packs and index segments could not be put together"
                 );
             }
             let pause = tokio::time::sleep(every);
@@ -189,14 +189,16 @@ impl Served {
         let done = repository
             .bundle(&settings, &Progress::default(), stop)
             .await?;
-        if done.packs + done.deleted > 0 {
+        let merged = repository.merge_segments(&settings, stop).await?;
+        if done.packs + done.deleted + merged.segments + merged.deleted > 0 {
             tracing::info!(
                 repository = self.settings.name,
                 bundles = done.bundles,
                 packs = done.packs,
                 bytes = done.bytes,
-                deleted = done.deleted,
-                "small packs were put together"
+                deleted = done.deleted + merged.deleted,
+                segments = merged.segments,
+                "small packs and index segments were put together"
             );
         }
         metrics::bundled(&self.settings.name, done.packs);

@@ -1,6 +1,6 @@
 //! Putting small packs together, so that quick cycles do not litter the bucket.
 //!
-//! Which packs go together is decided by [`plan`]; here are the reads, the bundle and its record. Order:
+//! Which packs go together is decided by [`together`]; here are the reads, the bundle and its record. Order:
 //! every pack is read and checked against its name, the bundle is durable, the record stands in the log,
 //! and only then, and a while later, the packs' own objects go. A crash in between leaves a bundle that
 //! nobody knows of, which the next run makes again under the same name, or objects that the next run
@@ -26,31 +26,31 @@ use tidegate_protocol::record::{self, Body, PackSize, PacksBundled};
 use tokio_util::sync::CancellationToken;
 
 /// Packs read, and objects deleted, at the same time.
-const IN_FLIGHT: usize = 8;
+pub(super) const IN_FLIGHT: usize = 8;
 
 /// Objects to delete beyond which a listing says which of them are still there.
 const DELETES_UNSEEN_MAX: usize = 1000;
 
-/// How packs are put together.
+/// How small objects, packs and index segments, are put together.
 #[derive(Debug, Clone)]
 pub struct BundleSettings {
-    /// Size at which a bundle is full, in bytes; 32 MiB by default. It takes its size in memory.
-    pub bundle_bytes: u32,
-    /// Packs of at most so many bytes are small; an eighth of a full bundle by default.
+    /// Size at which one is full, in bytes; 32 MiB by default. It takes its size in memory.
+    pub full_bytes: u32,
+    /// Objects of at most so many bytes are small; an eighth of a full one by default.
     pub small_bytes: u32,
-    /// Small packs that are worth a bundle which they do not fill; 256 by default.
-    pub packs_min: usize,
-    /// How long the objects of packs that are in a bundle stay, for readers that have not read of it; an
-    /// hour by default.
+    /// Small ones that are worth a larger one which they do not fill; 256 by default.
+    pub count_min: usize,
+    /// How long the objects of what was put together stay, for readers that have not read of it; an hour
+    /// by default.
     pub grace: Duration,
 }
 
 impl Default for BundleSettings {
     fn default() -> Self {
         Self {
-            bundle_bytes: 32 << 20,
+            full_bytes: 32 << 20,
             small_bytes: 4 << 20,
-            packs_min: 256,
+            count_min: 256,
             grace: Duration::from_secs(60 * 60),
         }
     }
@@ -71,25 +71,37 @@ pub struct Bundled {
     pub waiting: u64,
 }
 
-/// Which packs go together: in their order, until a bundle is full, and what is left where it is many.
-fn plan(small: &[ExpectedPack], settings: &BundleSettings) -> Vec<Vec<ExpectedPack>> {
-    let mut bundles = Vec::new();
-    let mut open: Vec<ExpectedPack> = Vec::new();
+impl BundleSettings {
+    /// Until when what was put together may be deleted by itself, Unix time in nanoseconds.
+    pub(super) fn before_unix_ns(&self) -> u64 {
+        let grace_ns = u64::try_from(self.grace.as_nanos()).unwrap_or(u64::MAX);
+        clock::now_unix_ns().saturating_sub(grace_ns)
+    }
+}
+
+/// Which go together: in their order, until one is full, and what is left where it is many.
+pub(super) fn together<T: Copy>(
+    small: &[T],
+    bytes_of: impl Fn(&T) -> u64,
+    settings: &BundleSettings,
+) -> Vec<Vec<T>> {
+    let mut groups = Vec::new();
+    let mut open: Vec<T> = Vec::new();
     let mut bytes = 0;
-    for pack in small {
-        open.push(*pack);
-        bytes += pack.bytes;
-        if bytes >= u64::from(settings.bundle_bytes) || open.len() == BUNDLE_PACKS_MAX {
-            bundles.push(std::mem::take(&mut open));
+    for one in small {
+        open.push(*one);
+        bytes += bytes_of(one);
+        if bytes >= u64::from(settings.full_bytes) || open.len() == BUNDLE_PACKS_MAX {
+            groups.push(std::mem::take(&mut open));
             bytes = 0;
         }
     }
-    if open.len() >= settings.packs_min {
-        bundles.push(open);
+    if open.len() >= settings.count_min {
+        groups.push(open);
     }
-    // One pack is as good by itself.
-    bundles.retain(|packs| packs.len() > 1);
-    bundles
+    // One is as good by itself.
+    groups.retain(|group| group.len() > 1);
+    groups
 }
 
 impl Repository {
@@ -103,7 +115,7 @@ impl Repository {
         for packs in bundles {
             done.add(&packs);
         }
-        done.deleted = self.with_object(settings.grace).await?.len() as u64;
+        done.deleted = self.with_object(settings).await?.len() as u64;
         Ok(done)
     }
 
@@ -130,7 +142,7 @@ impl Repository {
         // Segments say which packs there are.
         self.index().await?;
         // First: where nothing can be deleted, bundles would only take more room.
-        let deleted = self.delete_bundled(settings.grace, stop).await?;
+        let deleted = self.delete_bundled(settings, stop).await?;
         let (bundles, mut done) = self.planned_bundles(settings).await?;
         done.deleted = deleted;
         let total = bundles.iter().flatten().map(|pack| pack.bytes).sum();
@@ -152,7 +164,7 @@ impl Repository {
         let (catalogue, settings) = (Arc::clone(&self.catalogue), settings.clone());
         blocking(move || {
             let small = catalogue.bundleable(settings.small_bytes.into())?;
-            let bundles = plan(&small, &settings);
+            let bundles = together(&small, |pack| pack.bytes, &settings);
             let taken: usize = bundles.iter().map(Vec::len).sum();
             let done = Bundled {
                 waiting: (small.len() - taken) as u64,
@@ -255,16 +267,19 @@ impl Repository {
         Ok(None)
     }
 
-    async fn with_object(&self, grace: Duration) -> Result<Vec<(PackId, PackId)>> {
-        let grace_ns = u64::try_from(grace.as_nanos()).unwrap_or(u64::MAX);
-        let before = clock::now_unix_ns().saturating_sub(grace_ns);
+    async fn with_object(&self, settings: &BundleSettings) -> Result<Vec<(PackId, PackId)>> {
+        let before = settings.before_unix_ns();
         let catalogue = Arc::clone(&self.catalogue);
         blocking(move || catalogue.bundled_with_object(before)).await
     }
 
-    /// Deletes the objects of packs that have been in a bundle for `grace`.
-    async fn delete_bundled(&self, grace: Duration, stop: &CancellationToken) -> Result<u64> {
-        let mut packs = self.with_object(grace).await?;
+    /// Deletes the objects of packs that have been in a bundle for a while.
+    async fn delete_bundled(
+        &self,
+        settings: &BundleSettings,
+        stop: &CancellationToken,
+    ) -> Result<u64> {
+        let mut packs = self.with_object(settings).await?;
         if packs.len() > DELETES_UNSEEN_MAX {
             // A new cache does not know what went long ago.
             let there = self.listed_packs().await?;
@@ -291,13 +306,7 @@ impl Repository {
                 .buffer_unordered(IN_FLIGHT)
                 .try_collect::<()>()
                 .await
-                .map_err(|error| match error.kind() {
-                    Kind::Denied => error.advise(
-                        "let this program delete below packs/, or do not have packs bundled: they \
-                         take twice the room so",
-                    ),
-                    _ => error,
-                })?;
+                .map_err(may_not_delete)?;
             self.note_gone(packs).await?;
             deleted += of_one.len() as u64;
         }
@@ -318,7 +327,18 @@ impl Repository {
     }
 }
 
-fn stop_here(stop: &CancellationToken) -> Result<()> {
+/// Says what a refused delete means here.
+pub(super) fn may_not_delete(error: Error) -> Error {
+    match error.kind() {
+        Kind::Denied => error.advise(
+            "let this program delete below packs/ and index/, or do not have small objects put \
+             together: they take twice the room so",
+        ),
+        _ => error,
+    }
+}
+
+pub(super) fn stop_here(stop: &CancellationToken) -> Result<()> {
     if stop.is_cancelled() {
         return Err(Error::new(Kind::Interrupted, "stopped as asked")
             .advise("run it again: what is in a bundle stays there"));

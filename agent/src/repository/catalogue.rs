@@ -98,7 +98,7 @@ CREATE TABLE expired (
 ) WITHOUT ROWID;
 ";
 
-/// Which packs lie in which bundle; see [`bundles`].
+/// Which packs lie in which bundle, see [`bundles`]; and which segments others stand for, see [`segments`].
 const MIGRATION_BUNDLES: &str = "
 CREATE TABLE bundle (number INTEGER PRIMARY KEY AUTOINCREMENT, id BLOB NOT NULL UNIQUE, body BLOB NOT NULL);
 CREATE TABLE bundled (
@@ -107,6 +107,7 @@ CREATE TABLE bundled (
 ) WITHOUT ROWID;
 CREATE INDEX bundled_by_bundle ON bundled (bundle);
 CREATE INDEX bundled_with_object ON bundled (since_unix_ns) WHERE NOT gone;
+CREATE TABLE merged (segment BLOB PRIMARY KEY, since_unix_ns INTEGER NOT NULL) WITHOUT ROWID;
 ";
 
 /// All that a checkpoint says anew.
@@ -212,7 +213,7 @@ impl Catalogue {
                 .execute_batch(EMPTY_STATE)
                 .and_then(|()| {
                     transaction
-                        .execute_batch("DELETE FROM segment; DELETE FROM chunk; DELETE FROM spare; DELETE FROM pack; DELETE FROM refers; DELETE FROM refers_to; DELETE FROM expired; DELETE FROM bundle; DELETE FROM bundled; UPDATE listing SET time_unix_ns = 0;")
+                        .execute_batch("DELETE FROM segment; DELETE FROM chunk; DELETE FROM spare; DELETE FROM pack; DELETE FROM refers; DELETE FROM refers_to; DELETE FROM expired; DELETE FROM bundle; DELETE FROM bundled; DELETE FROM merged; UPDATE listing SET time_unix_ns = 0;")
                 })
                 .and_then(|()| set_head(transaction, number, hash))
                 .map_err(|error| self.error(error))

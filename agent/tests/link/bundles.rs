@@ -5,6 +5,7 @@ use crate::site::Site;
 use futures::TryStreamExt;
 use std::sync::Arc;
 use std::time::Duration;
+use tidegate_agent::Kind;
 use tidegate_agent::progress::Progress;
 use tidegate_agent::repository::BundleSettings;
 use tidegate_protocol::ids::PackId;
@@ -12,8 +13,8 @@ use tidegate_protocol::ids::PackId;
 use tidegate_protocol::rights::Right;
 use tokio_util::sync::CancellationToken;
 
-/// Cycles of two packs each, more than a bundle that is not full needs.
-const CYCLES: u64 = 130;
+/// Cycles of two packs and an index segment each: more than a bundle, or a segment, that is not full needs.
+const CYCLES: u64 = 260;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn gateways_put_together_what_hosts_leave_behind() {
@@ -25,9 +26,9 @@ async fn gateways_put_together_what_hosts_leave_behind() {
         .host("hv1", &[Right::Backup, Right::Restore], &idle)
         .await;
     let host = site.open(&site.keys.restore, &identity, &[&idle]).await;
-    let mut disk = TrackedDisk::new(4 * MIB, 4 * KIB);
+    let mut disk = TrackedDisk::new(8 * MIB, 4 * KIB);
     for number in 0..CYCLES {
-        disk.write(number * 16 * KIB, &[number as u8 + 1; 3000]);
+        disk.write(number * 16 * KIB, &[(number % 250) as u8 + 1; 3000]);
         let made = try_back_up(&host, request("web", Arc::new(disk.freeze()), None)).await;
         disk.committed(made.unwrap().point.unwrap());
     }
@@ -38,7 +39,7 @@ async fn gateways_put_together_what_hosts_leave_behind() {
     let (one, other) = tokio::join!(site.gateway_with(often), site.gateway_with(often));
     for _ in 0..2400 {
         host.refresh().await.unwrap();
-        if host.catalogue().head().unwrap().number > head {
+        if host.catalogue().head().unwrap().number == head + 2 {
             break;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -46,7 +47,7 @@ async fn gateways_put_together_what_hosts_leave_behind() {
     // Time for a record too many.
     tokio::time::sleep(Duration::from_millis(300)).await;
     host.refresh().await.unwrap();
-    assert_eq!(host.catalogue().head().unwrap().number, head + 1);
+    assert_eq!(host.catalogue().head().unwrap().number, head + 2);
     let entries = site.store.list("packs/", None);
     let entries: Vec<_> = entries.try_collect().await.unwrap();
     let names = entries
@@ -65,15 +66,25 @@ async fn gateways_put_together_what_hosts_leave_behind() {
     let stop = CancellationToken::new();
     let done = operator.bundle(&now, &Progress::default(), &stop).await;
     assert_eq!(done.unwrap().deleted, bundled);
+    let done = operator.merge_segments(&now, &stop).await.unwrap();
+    assert_eq!(done.deleted, CYCLES);
     let left = site.store.list("packs/", None);
-    let left: Vec<_> = left.try_collect().await.unwrap();
+    let mut left: Vec<_> = left.try_collect().await.unwrap();
     assert_eq!(left.len() as u64, entries.len() as u64 - bundled);
+    let segments = site.store.list("index/", None);
+    let segments: Vec<_> = segments.try_collect().await.unwrap();
+    assert_eq!(segments.len(), 1);
+    left.extend(segments);
+    for entry in left {
+        let refused = operator.store().delete(&entry.key).await.unwrap_err();
+        assert_eq!(refused.kind(), Kind::Denied, "{refused}");
+    }
 
     // Through a gateway, by who has nothing in its cache.
     let other_host = site.host("hv2", &[Right::Restore], &idle).await;
     let anew = site.open(&site.keys.restore, &other_host, &[&other]).await;
     let point = anew.points(None).unwrap().pop().unwrap();
-    let target = MemoryTarget::holding(vec![0; 4 << 20], true);
+    let target = MemoryTarget::holding(vec![0; 8 << 20], true);
     restore(&anew, point.disk(None).unwrap(), target.clone())
         .await
         .unwrap();

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use tidegate_agent::Result;
 use tidegate_agent::progress::Progress;
 use tidegate_agent::repository::{
-    BundleSettings, Bundled, Repository, RepositoryInfo, RepositoryStats,
+    BundleSettings, Bundled, Merged, Repository, RepositoryInfo, RepositoryStats,
 };
 
 pub(super) async fn run(global: &Global, args: Repo, context: &Context) -> Result<Outcome> {
@@ -50,45 +50,58 @@ pub(super) async fn run(global: &Global, args: Repo, context: &Context) -> Resul
 struct BundleAnswer {
     dry_run: bool,
     #[serde(flatten)]
-    done: Bundled,
+    packs: Bundled,
+    index: Merged,
 }
 
 async fn bundle(global: &Global, args: &RepoBundle, context: &Context) -> Result<()> {
     let settings = Settings::load(global, &args.access.repository, &args.access.key)?;
     let repository = context.open(&settings).await?;
     let how = BundleSettings::default();
-    let done = if args.dry_run {
-        repository.plan_bundles(&how).await?
+    let (packs, index) = if args.dry_run {
+        (
+            repository.plan_bundles(&how).await?,
+            repository.plan_merge(&how).await?,
+        )
     } else {
         let counters = Arc::new(Progress::default());
         let shown = progress::show(&context.output, Job::Bundle, "bundle", &counters);
-        let done = repository.bundle(&how, &counters, &context.stop).await;
+        let packs = repository.bundle(&how, &counters, &context.stop).await;
         drop(shown);
-        done?
+        let packs = packs?;
+        (packs, repository.merge_segments(&how, &context.stop).await?)
     };
     let answer = BundleAnswer {
         dry_run: args.dry_run,
-        done,
+        packs,
+        index,
     };
     context.output.result(&answer, || answer.describe())
 }
 
 impl BundleAnswer {
     fn describe(&self) -> String {
-        let done = &self.done;
+        let done = &self.packs;
         let packs = format!(
             "{}, {}, in {}",
             text::count(done.packs, "pack"),
             text::size(done.bytes),
             text::count(done.bundles, "bundle")
         );
+        let segments = format!(
+            "{} in {}",
+            text::count(self.index.segments, "index segment"),
+            self.index.written
+        );
+        let deleted = done.deleted + self.index.deleted;
         let labels = match self.dry_run {
             true => ["would put together", "would delete"],
             false => ["put together", "deleted"],
         };
         text::list([
             (labels[0], packs),
-            (labels[1], text::count(done.deleted, "object")),
+            ("", segments),
+            (labels[1], text::count(deleted, "object")),
             ("small packs that wait", done.waiting.to_string()),
         ])
     }

@@ -11,12 +11,12 @@ fn packs(sizes: &[u64]) -> Vec<ExpectedPack> {
 
 fn planned(sizes: &[u64]) -> Vec<Vec<u64>> {
     let settings = BundleSettings {
-        bundle_bytes: 100,
+        full_bytes: 100,
         small_bytes: 50,
-        packs_min: 4,
+        count_min: 4,
         grace: Duration::ZERO,
     };
-    let bundles = plan(&packs(sizes), &settings);
+    let bundles = together(&packs(sizes), |pack| pack.bytes, &settings);
     let sizes = |packs: Vec<ExpectedPack>| packs.iter().map(|pack| pack.bytes).collect();
     bundles.into_iter().map(sizes).collect()
 }
@@ -42,8 +42,9 @@ fn what_goes_together() {
 fn a_bundle_has_a_bound() {
     let many = vec![1; BUNDLE_PACKS_MAX + 300];
     let settings = BundleSettings::default();
-    let sizes: Vec<usize> = plan(
+    let sizes: Vec<usize> = together(
         &packs(&many.iter().map(|_| 1).collect::<Vec<u64>>()),
+        |pack| pack.bytes,
         &settings,
     )
     .iter()

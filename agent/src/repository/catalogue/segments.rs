@@ -9,7 +9,9 @@ use super::Catalogue;
 use super::packs::ExpectedPack;
 use crate::error::Result;
 use rusqlite::params;
+use std::collections::HashSet;
 use tidegate_protocol::ids::SegmentId;
+use tidegate_protocol::record::RunAnnounced;
 
 impl Catalogue {
     /// Index segments that the log names, but for bad ones.
@@ -53,6 +55,61 @@ impl Catalogue {
             for segment in segments {
                 transaction
                     .prepare_cached("UPDATE segment SET loaded = 1 WHERE id = ?1")
+                    .and_then(|mut statement| statement.execute([segment.0]))
+                    .map_err(|error| self.error(error))?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Segments that others may stand for: those of runs under way are named again when their point is
+    /// committed.
+    pub fn mergeable_segments(&self) -> Result<HashSet<SegmentId>> {
+        let mut segments: HashSet<SegmentId> = self.segments()?.into_iter().collect();
+        for run in self.decode_all::<RunAnnounced>("SELECT body FROM run")? {
+            for segment in &run.segments {
+                if let Some(id) = SegmentId::from_slice(segment) {
+                    segments.remove(&id);
+                }
+            }
+        }
+        Ok(segments)
+    }
+
+    /// Segments that others stand for since before that time (Unix time in nanoseconds), and whose objects
+    /// may still be there.
+    pub fn merged_with_object(&self, before_unix_ns: u64) -> Result<Vec<SegmentId>> {
+        self.read(|connection| {
+            connection
+                .prepare_cached(
+                    "SELECT segment FROM merged
+                     WHERE since_unix_ns < ?1 AND segment NOT IN (SELECT id FROM segment)",
+                )?
+                .query_map([before_unix_ns.cast_signed()], |row| {
+                    Ok(SegmentId(row.get(0)?))
+                })?
+                .collect()
+        })
+    }
+
+    /// Whether the log says that the segment may be deleted: others stand for it.
+    pub fn is_merged(&self, segment: SegmentId) -> Result<bool> {
+        self.read(|connection| {
+            connection
+                .prepare_cached(
+                    "SELECT 1 FROM merged
+                     WHERE segment = ?1 AND segment NOT IN (SELECT id FROM segment)",
+                )?
+                .exists([segment.0])
+        })
+    }
+
+    /// Forgets merged segments whose objects are gone.
+    pub fn forget_merged(&self, segments: &[SegmentId]) -> Result<()> {
+        self.write(|transaction| {
+            for segment in segments {
+                transaction
+                    .prepare_cached("DELETE FROM merged WHERE segment = ?1")
                     .and_then(|mut statement| statement.execute([segment.0]))
                     .map_err(|error| self.error(error))?;
             }

@@ -169,6 +169,11 @@ pub(super) fn apply(connection: &Connection, header: &Header, body: &Body) -> ru
                 "DELETE FROM segment WHERE id = ?1",
                 &merged.removed,
             )?;
+            for segment in &merged.removed {
+                connection
+                    .prepare_cached("INSERT OR IGNORE INTO merged VALUES (?1, ?2)")?
+                    .execute(params![segment, header.time_unix_ns.cast_signed()])?;
+            }
             add_segments(connection, &merged.added)
         }
         Body::PacksBundled(bundled) => add_bundle(connection, bundled, header.time_unix_ns),
