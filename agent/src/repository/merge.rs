@@ -152,6 +152,9 @@ impl Repository {
             Ok(_) => Ok(removed.len() as u64),
             Err(error) if error.kind() == Kind::Conflict => {
                 tracing::info!(error = error.chain(), "a merged segment was not needed");
+                // It holds randomness of its own: nobody else can be about to name it.
+                let deleted = self.store.delete(&id.object_key()).await;
+                deleted.map_err(may_not_delete)?;
                 Ok(0)
             }
             Err(error) => Err(error),

@@ -28,7 +28,7 @@ async fn gateways_put_together_what_hosts_leave_behind() {
     let host = site.open(&site.keys.restore, &identity, &[&idle]).await;
     let mut disk = TrackedDisk::new(8 * MIB, 4 * KIB);
     for number in 0..CYCLES {
-        disk.write(number * 16 * KIB, &[(number % 250) as u8 + 1; 3000]);
+        disk.write(number * 16 * KIB, &(number + 1).to_le_bytes().repeat(375));
         let made = try_back_up(&host, request("web", Arc::new(disk.freeze()), None)).await;
         disk.committed(made.unwrap().point.unwrap());
     }
