@@ -416,6 +416,19 @@ fn the_repository_tells_what_it_is_and_the_cache_can_be_thrown_away() {
         .json();
     assert_eq!(u64_of(&stats, "chunk_bytes"), 15 * MIB);
     assert_eq!(u64_of(&stats, "virtual_bytes"), DISK_BYTES);
+    let planned = ["repo", "bundle", "--dry-run", "--json"];
+    let planned = site.tidegate(&planned).succeeds().json();
+    assert_eq!(
+        (&planned["dry_run"], u64_of(&planned, "packs")),
+        (&true.into(), 0)
+    );
+    // A tree pack, which has nobody to go with yet.
+    assert_eq!(u64_of(&planned, "waiting"), 1);
+    let done = site.with_key("maintenance", &["repo", "bundle"]).succeeds();
+    assert!(done.stdout.contains("0 packs"), "{}", done.stdout);
+    site.with_key("host", &["repo", "bundle"])
+        .ends_with(5)
+        .says(&["maintenance or restore key"]);
     std::fs::remove_dir_all(site.path("home/.cache/tidegate")).unwrap();
     let again = site
         .tidegate(&["backup", "web01.raw", "--json"])

@@ -16,6 +16,11 @@ const NAME_CHARACTERS: usize = 32;
 /// The folder of all snapshots' folders, inside the scratch folder.
 const PARENT: &str = "tidegate-snapshots";
 
+/// The socket in a snapshot's folder.
+const SOCKET: &str = "nbd";
+/// Longest path of a socket, in bytes: unix(7), `sun_path` without the zero at its end.
+const SOCKET_PATH_BYTES_MAX: usize = 107;
+
 /// The folder of one snapshot; it goes when dropped.
 #[derive(Debug)]
 pub(super) struct Shared {
@@ -37,6 +42,18 @@ impl Shared {
             ));
         }
         let parent = settings.folder.join(PARENT);
+        let socket_bytes = parent.as_os_str().len() + NAME_CHARACTERS + SOCKET.len() + 2;
+        if socket_bytes > SOCKET_PATH_BYTES_MAX {
+            return Err(Error::new(
+                Kind::Config,
+                format!(
+                    "the scratch folder {} makes the path of QEMU's socket {socket_bytes} bytes long, \
+                     {SOCKET_PATH_BYTES_MAX} at most",
+                    settings.folder.display(),
+                ),
+            )
+            .advise("name a folder with a shorter path: --scratch DIR, or service.scratch_dir"));
+        }
         let cannot = |error| Error::io(format!("cannot make {}", parent.display()), error);
         match std::fs::create_dir(&parent) {
             Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
@@ -66,7 +83,7 @@ impl Shared {
     }
 
     pub(super) fn socket(&self) -> PathBuf {
-        self.folder.path().join("nbd")
+        self.folder.path().join(SOCKET)
     }
 
     /// Where libvirt keeps what the guest overwrites on the disk with that number.
@@ -103,5 +120,37 @@ impl Shared {
             )
         })?;
         lacking(&self.settings, &there)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn a_path_that_is_too_long_for_a_socket_is_refused_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut settings = ScratchSettings {
+            folder: folder.path().to_owned(),
+            reserve_bytes: 0,
+            bytes_max: SCRATCH_BYTES_MIN,
+        };
+        let shared = Shared::new(settings.clone(), 1).unwrap();
+        std::os::unix::net::UnixListener::bind(shared.socket()).unwrap();
+        let used = shared.socket().as_os_str().len();
+        // The longest that a socket fits into.
+        let longest = folder
+            .path()
+            .join("x".repeat(SOCKET_PATH_BYTES_MAX - used - 1));
+        std::fs::create_dir(&longest).unwrap();
+        settings.folder.clone_from(&longest);
+        let shared = Shared::new(settings.clone(), 1).unwrap();
+        std::os::unix::net::UnixListener::bind(shared.socket()).unwrap();
+        settings.folder = longest.with_file_name("x".repeat(SOCKET_PATH_BYTES_MAX - used));
+        std::fs::create_dir(&settings.folder).unwrap();
+        let error = Shared::new(settings, 1).unwrap_err();
+        assert_eq!(error.kind(), Kind::Config);
+        assert!(error.to_string().contains("108 bytes"), "{error}");
     }
 }
