@@ -21,7 +21,7 @@ use crate::name;
 use crate::progress::Progress;
 use crate::repository::Repository;
 use crate::retention::Keep;
-use crate::source::{BytesSource, OpenSettings, Source, WithoutTracking, open_source};
+use crate::source::{BytesSource, OpenSettings, open_snapshot};
 use serde::Serialize;
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -232,7 +232,7 @@ fn machine_name(request: &RunningRequest, known_as: &str) -> Result<String> {
 fn standing(
     repository: &Repository,
     machine: &str,
-) -> Result<impl Fn(PointId) -> Option<u64> + Send + use<>> {
+) -> Result<impl Fn(PointId) -> Option<u64> + Send + Sync + use<>> {
     let points = repository.points(Some(machine))?;
     let places: HashMap<PointId, u64> = points
         .into_iter()
@@ -295,7 +295,8 @@ fn file(name: &str, role: Role, format: &str, bytes: Vec<u8>) -> DiskToBackUp {
     }
 }
 
-/// A domain that is off: its images are nobody's but ours to read.
+/// A domain that is off: its images are nobody's but ours to read. Those that still are as they were at a
+/// point of it are not read again.
 async fn off(
     repository: &Arc<Repository>,
     request: &RunningRequest,
@@ -304,28 +305,30 @@ async fn off(
     progress: Arc<Progress>,
     stop: CancellationToken,
 ) -> Result<RunningSummary> {
+    let machine = machine_name(request, &domain.name.name)?;
+    let standing = Arc::new(standing(repository, &machine)?);
+    let id = repository.keys().repository();
     let mut disks = Vec::with_capacity(domain.disks.len());
+    let mut stamps = Vec::with_capacity(domain.disks.len());
     for disk in &domain.disks {
-        let path = disk.source.clone();
+        let (path, standing) = (disk.source.clone(), Arc::clone(&standing));
         let how = OpenSettings {
             format: Some(disk.format.parse::<Format>()?),
             ..OpenSettings::default()
         };
-        let source = blocking(move || {
-            let source: Arc<dyn Source> = Arc::from(open_source(&path, &how)?);
-            Ok(source)
-        })
-        .await?;
+        let is_standing = move |point| standing(point).is_some();
+        let opened = blocking(move || open_snapshot(&path, &how, id, is_standing)).await?;
+        stamps.push(opened.stamp);
         disks.push(DiskToBackUp {
             name: disk.name.clone(),
-            source: Arc::new(WithoutTracking::new(source, "the machine is off")),
+            source: opened.source,
             format: disk.format.clone(),
             role: Role::Disk,
         });
     }
     disks.extend(files);
     let backup_request = BackupRequest {
-        machine: machine_name(request, &domain.name.name)?,
+        machine,
         disks,
         host: request.host.clone(),
         moment: None,
@@ -334,6 +337,14 @@ async fn off(
         settings: request.settings.clone(),
     };
     let summary = backup(repository, backup_request, progress, stop).await?;
+    if let Some(point) = summary.point {
+        for stamp in stamps {
+            // A block device has no time of writing, and not every file may be marked by us.
+            if let Err(error) = blocking(move || stamp.remember(id, point)).await {
+                tracing::debug!(error = error.chain(), "the disk will be read whole again");
+            }
+        }
+    }
     Ok(RunningSummary {
         backup: summary,
         consistency: Consistency::name_of(Consistency::Offline.tag()),

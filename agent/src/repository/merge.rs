@@ -83,7 +83,7 @@ impl Repository {
     async fn small_segments(&self, settings: &BundleSettings) -> Result<Vec<Vec<SegmentId>>> {
         let catalogue = Arc::clone(&self.catalogue);
         let mergeable = blocking(move || catalogue.mergeable_segments()).await?;
-        if mergeable.len() < settings.count_min.min(2) {
+        if mergeable.len() < 2 {
             return Ok(Vec::new());
         }
         let mut small = Vec::new();

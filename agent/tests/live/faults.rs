@@ -28,6 +28,7 @@ fn whatever_befalls_a_machine_the_next_point_is_right() {
     a_disk_grows_and_another_comes(&mut site);
     a_reboot_keeps_what_qcow2_remembers(&mut site);
     a_killed_qemu_is_noticed(&mut site);
+    a_qemu_killed_under_a_snapshot_is_noticed(&mut site);
     a_machine_that_moves_to_another_host(&mut site);
 }
 
@@ -234,6 +235,25 @@ fn a_killed_qemu_is_noticed(site: &mut Site) {
         lost_now[1].contains("has recorded no changes"),
         "{lost_now:?}"
     );
+    assert_one_moment(site.log.last().unwrap());
+    assert_eq!(lost(site), ["", ""]);
+}
+
+fn a_qemu_killed_under_a_snapshot_is_noticed(site: &mut Site) {
+    // In order, so that the bitmap is in the image.
+    site.guest.power_off();
+    site.guest.boot();
+    let frozen = site.freeze(site.point_id()).unwrap();
+    let mut reader = frozen.disks[0].source.reader().unwrap();
+    reader.read_at(0, &mut [0; 4096]).unwrap();
+    site.guest.kill();
+    reader.read_at(MIB, &mut [0; 4096]).unwrap_err();
+    drop(reader);
+    let _ = site.runtime.block_on(frozen.give_up());
+    site.guest.boot();
+    site.write_without_end();
+    let lost_now = lost(site);
+    assert!(lost_now[0].contains("inconsistent"), "{lost_now:?}");
     assert_one_moment(site.log.last().unwrap());
     assert_eq!(lost(site), ["", ""]);
 }

@@ -17,9 +17,12 @@ mod site;
 mod tpm;
 
 use daemon::Host;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 use site::{Site, program, text};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::Duration;
 use tidegate_agent::testing::Console;
 
@@ -282,6 +285,16 @@ fn what_befalls_a_domain(site: &Site, host: &Host, machine: &mut Machine, points
         least,
         most: u64::MAX,
     });
+    // Nobody has written since.
+    let told: Value = host.tidegate(site, &off).succeeds().json();
+    assert_eq!(tracking(&told, "vda")["tracked"], true, "{told}");
+    assert_eq!(tracking(&told, "vdb")["tracked"], false, "{told}");
+    assert_eq!(told["new_bytes"], 0, "{told}");
+    points.push(Made {
+        point: told["point"].as_str().unwrap().to_owned(),
+        least,
+        most: u64::MAX,
+    });
     *machine = Machine::start(host, "web01");
     let (made, told) = back_up(site, host, machine);
     assert_eq!(tracking(&told, "vda")["tracked"], true, "{told}");
@@ -303,6 +316,41 @@ fn what_befalls_a_domain(site: &Site, host: &Host, machine: &mut Machine, points
     let (made, told) = back_up(site, host, machine);
     assert_eq!(tracking(&told, "vda")["tracked"], true, "{told}");
     points.push(made);
+}
+
+/// QEMU is killed while its disks are read; the next point is right.
+fn killed_in_the_middle(site: &Site, host: &Host, machine: &mut Machine) -> Made {
+    let scratch = text(&site.path("")).to_owned();
+    let mut running = host.command(site, &["backup", "--vm", "web01", "--scratch", &scratch]);
+    running.args(["--scratch-reserve", "1MiB"]);
+    let running = running.stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut running = running.spawn().unwrap();
+    // It stands still as soon as it has a connection to QEMU's server.
+    let process = Pid::from_raw(running.id().try_into().unwrap());
+    while !is_connected(&scratch) {
+        assert!(running.try_wait().unwrap().is_none(), "it has ended");
+    }
+    kill(process, Signal::SIGSTOP).unwrap();
+    host.kill_qemu("web01");
+    kill(process, Signal::SIGCONT).unwrap();
+    let done = running.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert_eq!(done.status.code(), Some(6), "{said}");
+    assert!(said.contains("NBD"), "{said}");
+
+    *machine = Machine::start(host, "web01");
+    let (made, told) = back_up(site, host, machine);
+    assert_eq!(tracking(&told, "vda")["tracked"], false, "{told}");
+    made
+}
+
+/// True where somebody is connected to a socket in that folder (proc(5), `net/unix`).
+fn is_connected(folder: &str) -> bool {
+    let sockets = std::fs::read_to_string("/proc/net/unix").unwrap();
+    sockets.lines().any(|socket| {
+        let mut fields = socket.split_whitespace().skip(5);
+        fields.next() == Some("03") && fields.nth(1).is_some_and(|path| path.starts_with(folder))
+    })
 }
 
 /// Which machines there are, what takes them, and what is said of each.
@@ -482,6 +530,8 @@ fn points_of_a_domain_that_never_stops_writing() {
     let (made, told) = back_up(&site, &host, &mut machine);
     assert_eq!(tracking(&told, "vda")["tracked"], true, "{told}");
     points.push(made);
+
+    points.push(killed_in_the_middle(&site, &host, &mut machine));
 
     for made in &points {
         judge(&site, made);
