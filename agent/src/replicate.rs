@@ -336,6 +336,7 @@ async fn passes(
             tracking: tell::tracking_of_disks(request, &outcome),
         };
         if !request.dry_run {
+            check_unwritten(request).await?;
             repository.note_suspects("backup").await;
             let body = tell::point_record(
                 &moment,
@@ -403,6 +404,15 @@ async fn passes(
         summary.seconds = started.elapsed().as_secs_f64();
         return Ok(summary);
     }
+}
+
+/// What was read of the disks is one moment of each.
+async fn check_unwritten(request: &BackupRequest) -> Result<()> {
+    for disk in &request.disks {
+        let source = Arc::clone(&disk.source);
+        blocking(move || source.check_unwritten()).await?;
+    }
+    Ok(())
 }
 
 /// One pass over the disks.

@@ -31,6 +31,15 @@ pub trait Source: Send + Sync {
     fn tracking(&self) -> Tracking {
         Tracking::Untracked
     }
+
+    /// Whether what was read is one moment of the disk: asked when all was read, before a point is
+    /// committed. Blocking.
+    ///
+    /// # Errors
+    /// [`Kind::Conflict`](crate::Kind::Conflict) where it is known that somebody has written meanwhile.
+    fn check_unwritten(&self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// What a source knows of what was written to the disk before the moment that it shows.

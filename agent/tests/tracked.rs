@@ -15,7 +15,8 @@ use lab::{Frozen, GIB, KIB, Lab, MIB, MemoryTarget, TrackedDisk, only, restore, 
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use tidegate_agent::Result;
+use std::time::Duration;
+use tidegate_agent::format::Format;
 use tidegate_agent::progress::Progress;
 use tidegate_agent::recover::{VerifySettings, diff, export, note_damage, verify};
 use tidegate_agent::replicate::{
@@ -23,7 +24,9 @@ use tidegate_agent::replicate::{
 };
 use tidegate_agent::repository::{Point, Repository};
 use tidegate_agent::retention::Keep;
+use tidegate_agent::source::{OpenSettings, Snapshot, open_snapshot};
 use tidegate_agent::store::fault::Operation;
+use tidegate_agent::{Kind, Result};
 use tidegate_protocol::record::Role;
 use tokio_util::sync::CancellationToken;
 
@@ -329,6 +332,53 @@ async fn changes_since_an_unknown_point_are_not_used() {
     );
     let points = repository.points(None).unwrap();
     assert!(content(&repository, &points[1]).await == disk.content());
+}
+
+/// Neither while its content is told nor while it is read.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_is_written_meanwhile_gets_no_point() {
+    let lab = Lab::in_memory().await;
+    let repository = lab.open().await;
+    let id = repository.keys().repository();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk.raw");
+    std::fs::write(&path, random(&mut Dice::of(15), MIB)).unwrap();
+    let write = |byte: u8| {
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &[byte; 4096], 8192).unwrap();
+        // Whatever the file system's clock counts in.
+        let before = file.metadata().unwrap().modified().unwrap();
+        file.set_modified(before + Duration::from_secs(1)).unwrap();
+    };
+    let how = OpenSettings {
+        format: Some(Format::Raw),
+        ..OpenSettings::default()
+    };
+    let back_up = async |snapshot: &Snapshot| {
+        let mut request = request(&TrackedDisk::new(0, 4096).freeze(), u64::MAX);
+        request.disks[0].source = Arc::clone(&snapshot.source);
+        let stop = CancellationToken::new();
+        backup(&repository, request, Arc::default(), stop).await
+    };
+    let snapshot = open_snapshot(&path, &how, id, |_| true).unwrap();
+    let point = back_up(&snapshot).await.unwrap().point.unwrap();
+    snapshot.stamp.remember(id, point).unwrap();
+
+    let refused = |done: Result<BackupSummary>| {
+        let error = done.unwrap_err();
+        assert_eq!(error.kind(), Kind::Conflict, "{error}");
+        assert!(error.to_string().contains("was written while"), "{error}");
+    };
+    let while_told = open_snapshot(&path, &how, id, |said| {
+        assert_eq!(said, point);
+        write(1);
+        true
+    });
+    refused(back_up(&while_told.unwrap()).await);
+    let while_read = open_snapshot(&path, &how, id, |_| true).unwrap();
+    write(2);
+    refused(back_up(&while_read).await);
+    assert_eq!(repository.points(None).unwrap().len(), 1);
 }
 
 /// What was taken over unseen must be sound: a pack that is gone makes the next run look at all.

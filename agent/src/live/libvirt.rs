@@ -117,13 +117,21 @@ impl Libvirt {
         self.describe(found).await
     }
 
+    /// Whether a domain has a QEMU.
+    ///
+    /// # Errors
+    /// [`Kind::Missing`] where it is gone.
+    pub async fn is_active(&self, uuid: &str) -> Result<bool> {
+        let state = self.virsh(&["domstate", "--domain", uuid]).await?;
+        Ok(!matches!(state.trim(), "shut off" | "crashed"))
+    }
+
     /// A domain as it is now.
     ///
     /// # Errors
     /// [`Kind::Missing`] where it is gone.
     pub async fn describe(&self, domain: DomainName) -> Result<Domain> {
-        let state = self.virsh(&["domstate", "--domain", &domain.uuid]).await?;
-        let is_active = !matches!(state.trim(), "shut off" | "crashed");
+        let is_active = self.is_active(&domain.uuid).await?;
         let kept = ["dumpxml", "--domain", &domain.uuid, "--inactive"];
         // A transient domain has no other definition than that of now.
         let definition = match self.virsh(&kept).await {

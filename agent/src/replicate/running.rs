@@ -10,18 +10,19 @@
 //! the log says whether there is such a point. So before anything is frozen the log is read to its
 //! end.
 
+mod off;
+
 use super::{BackupRequest, BackupSettings, BackupSummary, DiskToBackUp, Moment, backup};
 use crate::blocking::blocking;
 use crate::clock;
 use crate::error::{Error, Kind, Result};
-use crate::format::Format;
 use crate::live::libvirt::{Domain, Libvirt};
 use crate::live::{FreezeSettings, Frozen, LeftOut, Machine, Seat, Together};
 use crate::name;
 use crate::progress::Progress;
 use crate::repository::Repository;
 use crate::retention::Keep;
-use crate::source::{BytesSource, OpenSettings, open_snapshot};
+use crate::source::BytesSource;
 use serde::Serialize;
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -120,7 +121,8 @@ pub async fn back_up_running(
             if !domain.is_active {
                 // There is nothing to freeze: the others of its group need not wait for the end.
                 drop(request.seat.take());
-                return off(repository, &request, &domain, files, progress, stop).await;
+                let domain = (libvirt.clone(), domain);
+                return off::back_up(repository, request, domain, files, progress, stop).await;
             }
             let name = machine_name(&request, &domain.name.name)?;
             let standing = standing(repository, &name)?;
@@ -293,63 +295,4 @@ fn file(name: &str, role: Role, format: &str, bytes: Vec<u8>) -> DiskToBackUp {
         format: format.to_owned(),
         role,
     }
-}
-
-/// A domain that is off: its images are nobody's but ours to read. Those that still are as they were at a
-/// point of it are not read again.
-async fn off(
-    repository: &Arc<Repository>,
-    request: &RunningRequest,
-    domain: &Domain,
-    files: Vec<DiskToBackUp>,
-    progress: Arc<Progress>,
-    stop: CancellationToken,
-) -> Result<RunningSummary> {
-    let machine = machine_name(request, &domain.name.name)?;
-    let standing = Arc::new(standing(repository, &machine)?);
-    let id = repository.keys().repository();
-    let mut disks = Vec::with_capacity(domain.disks.len());
-    let mut stamps = Vec::with_capacity(domain.disks.len());
-    for disk in &domain.disks {
-        let (path, standing) = (disk.source.clone(), Arc::clone(&standing));
-        let how = OpenSettings {
-            format: Some(disk.format.parse::<Format>()?),
-            ..OpenSettings::default()
-        };
-        let is_standing = move |point| standing(point).is_some();
-        let opened = blocking(move || open_snapshot(&path, &how, id, is_standing)).await?;
-        stamps.push(opened.stamp);
-        disks.push(DiskToBackUp {
-            name: disk.name.clone(),
-            source: opened.source,
-            format: disk.format.clone(),
-            role: Role::Disk,
-        });
-    }
-    disks.extend(files);
-    let backup_request = BackupRequest {
-        machine,
-        disks,
-        host: request.host.clone(),
-        moment: None,
-        keep: request.keep.clone(),
-        dry_run: request.dry_run,
-        settings: request.settings.clone(),
-    };
-    let summary = backup(repository, backup_request, progress, stop).await?;
-    if let Some(point) = summary.point {
-        for stamp in stamps {
-            // A block device has no time of writing, and not every file may be marked by us.
-            if let Err(error) = blocking(move || stamp.remember(id, point)).await {
-                tracing::debug!(error = error.chain(), "the disk will be read whole again");
-            }
-        }
-    }
-    Ok(RunningSummary {
-        backup: summary,
-        consistency: Consistency::name_of(Consistency::Offline.tag()),
-        held_seconds: 0.0,
-        together: None,
-        left_out: domain.left_out.clone(),
-    })
 }

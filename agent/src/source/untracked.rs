@@ -36,4 +36,8 @@ impl Source for WithoutTracking {
     fn tracking(&self) -> Tracking {
         Tracking::Lost(self.why.clone())
     }
+
+    fn check_unwritten(&self) -> Result<()> {
+        self.source.check_unwritten()
+    }
 }

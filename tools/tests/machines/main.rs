@@ -12,6 +12,7 @@ mod consistent;
 mod daemon;
 mod database;
 mod debian;
+mod off;
 #[path = "../site/mod.rs"]
 mod site;
 mod tpm;

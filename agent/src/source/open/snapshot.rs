@@ -11,7 +11,7 @@ use super::graph::{Graph, Layer, Reach};
 use super::{Changes, Image, OpenSettings, serve};
 use crate::error::{Error, Kind, Result};
 use crate::format::Format;
-use crate::source::{RawSource, Source, WithoutTracking};
+use crate::source::{RawSource, Source, SourceReader, Tracking, WithoutTracking};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -35,6 +35,7 @@ pub struct Snapshot {
 }
 
 /// The image's state when it was opened.
+#[derive(Clone)]
 pub struct Stamp {
     layers: Vec<Vec<PathBuf>>,
     path: PathBuf,
@@ -59,12 +60,13 @@ pub fn open_snapshot(
     }
     let layers = graph.layers();
     let files: Vec<Vec<PathBuf>> = layers.iter().map(Layer::files).collect();
-    let changes = continued(layers, &files, repository, is_standing);
+    // Before anything that is said of the files is believed: who writes later breaks it.
     let stamp = Stamp {
         seal: seal(&files)?,
         path: path.to_owned(),
         layers: files,
     };
+    let changes = continued(layers, &stamp.layers, repository, is_standing);
     let base = layers.last().map_or(path, Layer::path).to_owned();
     let source: Arc<dyn Source> = match format {
         Format::Raw => {
@@ -74,7 +76,10 @@ pub fn open_snapshot(
         _ => Arc::new(serve(&graph, changes)?),
     };
     Ok(Snapshot {
-        source,
+        source: Arc::new(Sealed {
+            source,
+            stamp: stamp.clone(),
+        }),
         base,
         stamp,
     })
@@ -169,13 +174,7 @@ impl Stamp {
                 ),
             ));
         };
-        if seal(&self.layers)? != Some(before) {
-            return Err(Error::new(
-                Kind::Conflict,
-                format!("{name} or an image below it was written while it was read: its point may hold a mixture"),
-            )
-            .advise("back up snapshots that nobody writes to any more"));
-        }
+        self.check()?;
         let said = Said {
             repository,
             point,
@@ -188,6 +187,47 @@ impl Stamp {
                 Error::io(what, error.into())
             },
         )
+    }
+
+    /// Nobody has written since; of block devices that cannot be told.
+    fn check(&self) -> Result<()> {
+        if self.seal.is_some() && seal(&self.layers)? != self.seal {
+            let name = self.path.display();
+            return Err(Error::new(
+                Kind::Conflict,
+                format!("{name} or an image below it was written while it was read: a point of it would hold a mixture"),
+            )
+            .advise("back up when nobody writes to it; of a machine that runs: --vm or --qmp"));
+        }
+        Ok(())
+    }
+}
+
+/// What an image holds, of which a point is made only where nobody has written meanwhile.
+struct Sealed {
+    source: Arc<dyn Source>,
+    stamp: Stamp,
+}
+
+impl Source for Sealed {
+    fn size_bytes(&self) -> u64 {
+        self.source.size_bytes()
+    }
+
+    fn describe(&self) -> String {
+        self.source.describe()
+    }
+
+    fn reader(&self) -> Result<Box<dyn SourceReader>> {
+        self.source.reader()
+    }
+
+    fn tracking(&self) -> Tracking {
+        self.source.tracking()
+    }
+
+    fn check_unwritten(&self) -> Result<()> {
+        self.stamp.check()
     }
 }
 
