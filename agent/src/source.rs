@@ -8,7 +8,7 @@ mod untracked;
 
 pub use bytes::BytesSource;
 pub use nbd::{AHEAD_BYTES_MAX, Changes, NbdSource};
-pub use open::{OpenSettings, Snapshot, Stamp, open_snapshot, open_source};
+pub use open::{Memory, OpenSettings, Remembered, Snapshot, Stamp, open_snapshot, open_source};
 pub use raw::RawSource;
 pub use untracked::WithoutTracking;
 

@@ -13,9 +13,9 @@ mod lab;
 use futures::TryStreamExt;
 use lab::{Frozen, GIB, KIB, Lab, MIB, MemoryTarget, TrackedDisk, only, restore, told};
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 use tidegate_agent::format::Format;
 use tidegate_agent::progress::Progress;
 use tidegate_agent::recover::{VerifySettings, diff, export, note_damage, verify};
@@ -24,9 +24,10 @@ use tidegate_agent::replicate::{
 };
 use tidegate_agent::repository::{Point, Repository};
 use tidegate_agent::retention::Keep;
-use tidegate_agent::source::{OpenSettings, Snapshot, open_snapshot};
+use tidegate_agent::source::{Memory, OpenSettings, Remembered, Source, Tracking, open_snapshot};
 use tidegate_agent::store::fault::Operation;
 use tidegate_agent::{Kind, Result};
+use tidegate_protocol::ids::PointId;
 use tidegate_protocol::record::Role;
 use tokio_util::sync::CancellationToken;
 
@@ -334,51 +335,97 @@ async fn changes_since_an_unknown_point_are_not_used() {
     assert!(content(&repository, &points[1]).await == disk.content());
 }
 
-/// Neither while its content is told nor while it is read.
+/// An image is believed to be what it was, as long as nobody has written to it.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_image_that_is_written_meanwhile_gets_no_point() {
+async fn an_image_that_is_written_meanwhile_is_not_believed() {
     let lab = Lab::in_memory().await;
     let repository = lab.open().await;
-    let id = repository.keys().repository();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("disk.raw");
-    std::fs::write(&path, random(&mut Dice::of(15), MIB)).unwrap();
+    let content = random(&mut Dice::of(15), MIB);
+    std::fs::write(&path, &content).unwrap();
     let write = |byte: u8| {
         let file = std::fs::File::options().write(true).open(&path).unwrap();
         std::os::unix::fs::FileExt::write_all_at(&file, &[byte; 4096], 8192).unwrap();
-        // Whatever the file system's clock counts in.
-        let before = file.metadata().unwrap().modified().unwrap();
-        file.set_modified(before + Duration::from_secs(1)).unwrap();
     };
     let how = OpenSettings {
         format: Some(Format::Raw),
         ..OpenSettings::default()
     };
-    let back_up = async |snapshot: &Snapshot| {
+    let back_up = async |source: Arc<dyn Source>| {
         let mut request = request(&TrackedDisk::new(0, 4096).freeze(), u64::MAX);
-        request.disks[0].source = Arc::clone(&snapshot.source);
+        request.disks[0].source = source;
         let stop = CancellationToken::new();
         backup(&repository, request, Arc::default(), stop).await
     };
-    let snapshot = open_snapshot(&path, &how, id, |_| true).unwrap();
-    let point = back_up(&snapshot).await.unwrap().point.unwrap();
-    snapshot.stamp.remember(id, point).unwrap();
+    let (source, stamp) = open_snapshot(&path, &how, &Told(None))
+        .unwrap()
+        .named("vda");
+    let first = back_up(source).await.unwrap();
+    let (image, remembered) = stamp.unwrap().at(first.point.unwrap());
+    assert_eq!(image, path.canonicalize().unwrap());
+
+    // Nobody has: nothing is read, but what is looked at all the same.
+    let told = Told(Some((remembered.clone(), &|| {})));
+    let (source, _) = open_snapshot(&path, &how, &told).unwrap().named("vda");
+    let second = back_up(source).await.unwrap();
+    assert!(second.tracking[0].tracked, "{second:?}");
+    assert!(second.read_bytes < MIB / 2, "{second:?}");
+    // As another disk it is read.
+    let (source, _) = open_snapshot(&path, &how, &told).unwrap().named("vdb");
+    let third = back_up(source).await.unwrap();
+    assert!(
+        third.reason.contains("was that of the disk vda"),
+        "{third:?}"
+    );
+    assert_eq!(third.read_bytes, MIB);
 
     let refused = |done: Result<BackupSummary>| {
         let error = done.unwrap_err();
         assert_eq!(error.kind(), Kind::Conflict, "{error}");
         assert!(error.to_string().contains("was written while"), "{error}");
     };
-    let while_told = open_snapshot(&path, &how, id, |said| {
-        assert_eq!(said, point);
-        write(1);
-        true
-    });
-    refused(back_up(&while_told.unwrap()).await);
-    let while_read = open_snapshot(&path, &how, id, |_| true).unwrap();
+    let while_told = Told(Some((remembered.clone(), &|| write(1))));
+    let (source, _) = open_snapshot(&path, &how, &while_told)
+        .unwrap()
+        .named("vda");
+    refused(back_up(source).await);
+    let (source, _) = open_snapshot(&path, &how, &Told(None))
+        .unwrap()
+        .named("vda");
     write(2);
-    refused(back_up(&while_read).await);
-    assert_eq!(repository.points(None).unwrap().len(), 1);
+    refused(back_up(source).await);
+    // Another file in its place.
+    let other = folder.path().join("other.raw");
+    std::fs::write(&other, random(&mut Dice::of(16), MIB)).unwrap();
+    let time = std::fs::metadata(&path).unwrap().modified().unwrap();
+    let (_, stamp) = open_snapshot(&path, &how, &Told(None))
+        .unwrap()
+        .named("vda");
+    let (_, remembered) = stamp.unwrap().at(first.point.unwrap());
+    let file = std::fs::File::options().write(true).open(&other).unwrap();
+    file.set_modified(time).unwrap();
+    std::fs::rename(&other, &path).unwrap();
+    let told = Told(Some((remembered, &|| {})));
+    let (source, _) = open_snapshot(&path, &how, &told).unwrap().named("vda");
+    assert!(matches!(source.tracking(), Tracking::Lost(_)));
+    assert_eq!(repository.points(None).unwrap().len(), 3);
+}
+
+/// What is remembered, and what happens while it is asked for.
+struct Told<'a>(Option<(Remembered, &'a dyn Fn())>);
+
+impl Memory for Told<'_> {
+    fn of(&self, _: &Path) -> Option<Remembered> {
+        self.0.as_ref().map(|(remembered, meanwhile)| {
+            meanwhile();
+            remembered.clone()
+        })
+    }
+
+    fn is_standing(&self, _: PointId) -> bool {
+        true
+    }
 }
 
 /// What was taken over unseen must be sound: a pack that is gone makes the next run look at all.

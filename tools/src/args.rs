@@ -201,8 +201,8 @@ pub(crate) struct Backup {
     /// Let images name backing files and extents below this folder too, besides their own
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) backing_folder: Vec<PathBuf>,
-    /// The images are snapshots that nobody writes to any more: remember on each which point it is, and
-    /// read only what stands in the images above the one that is remembered
+    /// The images are snapshots that nobody writes to any more: remember which point each is, and
+    /// read only what stands in the images above one that is remembered
     #[arg(long, conflicts_with_all = ["vm", "qmp"])]
     pub(crate) snapshot: bool,
     /// Do not check first that the images' tables are whole, which reads all of them
@@ -230,7 +230,7 @@ pub(crate) struct Backup {
 /// How a running machine is frozen.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Live {
-    /// The libvirt that is meant [default: as virsh]
+    /// The libvirt that is meant [default: $LIBVIRT_DEFAULT_URI, else qemu:///system]
     #[arg(long, value_name = "URI", requires = "vm")]
     pub(crate) connect: Option<String>,
     /// Ask the software in the guest to be still for the moment: off, prefer or require
@@ -379,7 +379,7 @@ pub(crate) struct Define {
     /// Start it
     #[arg(long, requires = "define")]
     pub(crate) start: bool,
-    /// The libvirt that is meant [default: as virsh]
+    /// The libvirt that is meant [default: $LIBVIRT_DEFAULT_URI, else qemu:///system]
     #[arg(long, value_name = "URI", requires = "define")]
     pub(crate) connect: Option<String>,
 }

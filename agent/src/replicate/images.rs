@@ -6,7 +6,7 @@ use crate::error::{Error, Kind, Result};
 use crate::format::Format;
 use crate::name;
 use crate::repository::Repository;
-use crate::source::{OpenSettings, Source, Stamp, open_snapshot, open_source};
+use crate::source::{Memory, OpenSettings, Remembered, Source, Stamp, open_snapshot, open_source};
 use std::collections::HashSet;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -40,58 +40,92 @@ pub async fn open_images(images: &[PathBuf], how: &OpenSettings) -> Result<Vec<D
 
 /// The same of snapshots, images that nobody writes to any more, as disks of `machine`; each disk is
 /// named after the lowest image of its chain, and where an image below it is known to be the content of a
-/// point, what was written since is known too. The stamps are to be given out when the new point is
-/// committed: see [`remember`].
+/// point, what was written since is known too. The stamps are for [`remember`].
 ///
 /// # Errors
 /// As [`open_images`], and as the repository's local state.
 pub async fn open_snapshots(
-    repository: &Repository,
+    repository: &Arc<Repository>,
     machine: &str,
     images: &[PathBuf],
     how: &OpenSettings,
 ) -> Result<(Vec<DiskToBackUp>, Vec<Stamp>)> {
     repository.refresh().await?;
-    let points = repository.points(Some(machine))?;
-    let standing: Arc<HashSet<PointId>> = Arc::new(points.iter().map(|it| it.id).collect());
-    let repository = repository.keys().repository();
+    let memory = Arc::new(Images::of(repository, machine)?);
     let mut snapshots = Vec::with_capacity(images.len());
     for path in images {
-        let (path, how, standing) = (path.clone(), how.clone(), Arc::clone(&standing));
+        let (path, how, memory) = (path.clone(), how.clone(), Arc::clone(&memory));
         let open = move || {
             let format = format_of(&path, how.format);
-            let is_standing = |point| standing.contains(&point);
-            Ok((open_snapshot(&path, &how, repository, is_standing)?, format))
+            Ok((open_snapshot(&path, &how, &*memory)?, format))
         };
         snapshots.push(blocking(open).await?);
     }
     let bases: Vec<PathBuf> = snapshots.iter().map(|(it, _)| it.base.clone()).collect();
-    let disks = disk_names(&bases)?.into_iter().zip(snapshots);
-    Ok(disks
-        .map(|(name, (snapshot, format))| {
-            let disk = DiskToBackUp {
-                name,
-                source: snapshot.source,
-                format: format.to_string(),
-                role: Role::Disk,
-            };
-            (disk, snapshot.stamp)
-        })
-        .unzip())
+    let named = disk_names(&bases)?.into_iter().zip(snapshots);
+    let mut stamps = Vec::with_capacity(images.len());
+    let disks = named.map(|(name, (snapshot, format))| {
+        let (source, stamp) = snapshot.named(&name);
+        stamps.extend(stamp);
+        DiskToBackUp {
+            name,
+            source,
+            format: format.to_string(),
+            role: Role::Disk,
+        }
+    });
+    Ok((disks.collect(), stamps))
 }
 
-/// Remembers on snapshots that they are the content of `point`, which was committed. Where that cannot
-/// be, the next backup reads all, and the log says why.
-pub async fn remember(repository: &Repository, stamps: Vec<Stamp>, point: PointId) {
-    let repository = repository.keys().repository();
-    for stamp in stamps {
-        if let Err(error) = blocking(move || stamp.remember(repository, point)).await {
+/// Remembers of images that they are the content of `point`, which was committed. Where that cannot be,
+/// the next backup reads all.
+pub async fn remember(repository: &Arc<Repository>, stamps: Vec<Stamp>, point: PointId) {
+    let repository = Arc::clone(repository);
+    let remembered = blocking(move || {
+        for stamp in stamps {
+            let (image, remembered) = stamp.at(point);
+            repository.catalogue().set_image(&image, &remembered)?;
+        }
+        Ok(())
+    });
+    if let Err(error) = remembered.await {
+        tracing::warn!(
+            error = error.chain(),
+            "the next backup will read all of the disks"
+        );
+    }
+}
+
+/// What is known here of images, and the points of a machine.
+pub(super) struct Images {
+    repository: Arc<Repository>,
+    standing: HashSet<PointId>,
+}
+
+impl Images {
+    pub(super) fn of(repository: &Arc<Repository>, machine: &str) -> Result<Self> {
+        let points = repository.points(Some(machine))?;
+        Ok(Self {
+            repository: Arc::clone(repository),
+            standing: points.iter().map(|point| point.id).collect(),
+        })
+    }
+}
+
+impl Memory for Images {
+    fn of(&self, image: &Path) -> Option<Remembered> {
+        let known = self.repository.catalogue().image(image);
+        known.unwrap_or_else(|error| {
             tracing::warn!(
                 error = error.chain(),
-                advice = error.advice(),
-                "the next backup of the disk will read all of it"
+                "what is known of images cannot be read"
             );
-        }
+            None
+        })
+    }
+
+    fn is_standing(&self, point: PointId) -> bool {
+        self.standing.contains(&point)
     }
 }
 

@@ -234,7 +234,7 @@ fn machine_name(request: &RunningRequest, known_as: &str) -> Result<String> {
 fn standing(
     repository: &Repository,
     machine: &str,
-) -> Result<impl Fn(PointId) -> Option<u64> + Send + Sync + use<>> {
+) -> Result<impl Fn(PointId) -> Option<u64> + Send + use<>> {
     let points = repository.points(Some(machine))?;
     let places: HashMap<PointId, u64> = points
         .into_iter()

@@ -6,6 +6,7 @@
 //! not: a place for anything that exists nowhere else.
 
 mod bundles;
+mod images;
 mod packs;
 mod references;
 mod retention;
@@ -110,6 +111,9 @@ CREATE INDEX bundled_with_object ON bundled (since_unix_ns) WHERE NOT gone;
 CREATE TABLE merged (segment BLOB PRIMARY KEY, since_unix_ns INTEGER NOT NULL) WITHOUT ROWID;
 ";
 
+/// What this host's images are the content of; see [`images`].
+const MIGRATION_IMAGES: &str = "CREATE TABLE image (path BLOB PRIMARY KEY, disk TEXT NOT NULL, point BLOB NOT NULL, seal BLOB NOT NULL) WITHOUT ROWID;";
+
 /// All that a checkpoint says anew.
 const EMPTY_STATE: &str = "
 DELETE FROM point; DELETE FROM run; DELETE FROM hold; DELETE FROM condemned; DELETE FROM swept;
@@ -184,6 +188,7 @@ impl Catalogue {
             MIGRATION_REFERENCES,
             MIGRATION_RETENTION,
             MIGRATION_BUNDLES,
+            MIGRATION_IMAGES,
         ];
         Migrations::new(migrations.map(M::up).to_vec())
             .to_latest(&mut connection)

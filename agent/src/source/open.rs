@@ -16,7 +16,7 @@ mod snapshot;
 pub(crate) mod vmdk;
 
 use super::raw::open_disk;
-pub use snapshot::{Snapshot, Stamp, open_snapshot};
+pub use snapshot::{Memory, Remembered, Snapshot, Stamp, open_snapshot};
 
 use super::{Changes, NbdSource, RawSource, Source};
 use crate::error::{Error, Kind, Result};

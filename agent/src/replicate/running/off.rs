@@ -1,15 +1,16 @@
 //! A domain of libvirt that is off, read from its images.
 //!
 //! They are nobody's but ours to read, as long as it stays so: a domain that was started meanwhile gets no
-//! point. Which point an image is the content of is remembered on it, so that what still is as it was
-//! then is not read again.
+//! point. Which point an image is the content of is remembered, so that what still is as it was then is
+//! not read again.
 
-use super::{RunningRequest, RunningSummary, machine_name, standing};
+use super::{RunningRequest, RunningSummary, machine_name};
 use crate::blocking::blocking;
 use crate::error::{Error, Kind, Result};
 use crate::format::Format;
 use crate::live::libvirt::{Domain, DomainName, Libvirt};
 use crate::progress::Progress;
+use crate::replicate::images::{Images, remember};
 use crate::replicate::{BackupRequest, DiskToBackUp, backup};
 use crate::repository::Repository;
 use crate::source::{OpenSettings, Source, SourceReader, Tracking, open_snapshot};
@@ -31,23 +32,22 @@ pub(super) async fn back_up(
     stop: CancellationToken,
 ) -> Result<RunningSummary> {
     let machine = machine_name(&request, &domain.name.name)?;
-    let standing = Arc::new(standing(repository, &machine)?);
-    let id = repository.keys().repository();
+    let memory = Arc::new(Images::of(repository, &machine)?);
     let mut disks = Vec::with_capacity(domain.disks.len() + files.len());
     let mut stamps = Vec::with_capacity(domain.disks.len());
     for disk in domain.disks {
-        let standing = Arc::clone(&standing);
+        let memory = Arc::clone(&memory);
         let how = OpenSettings {
             format: Some(disk.format.parse::<Format>()?),
             ..OpenSettings::default()
         };
-        let is_standing = move |point| standing(point).is_some();
-        let opened = blocking(move || open_snapshot(&disk.source, &how, id, is_standing)).await?;
-        stamps.push(opened.stamp);
+        let opened = blocking(move || open_snapshot(&disk.source, &how, &*memory)).await?;
+        let (source, stamp) = opened.named(&disk.name);
+        stamps.extend(stamp);
         disks.push(DiskToBackUp {
             name: disk.name,
             source: Arc::new(OffDisk {
-                source: opened.source,
+                source,
                 libvirt: libvirt.clone(),
                 domain: domain.name.clone(),
                 runtime: Handle::current(),
@@ -68,12 +68,7 @@ pub(super) async fn back_up(
     };
     let summary = backup(repository, backup_request, progress, stop).await?;
     if let Some(point) = summary.point {
-        for stamp in stamps {
-            // A block device has no time of writing, and not every file may be marked by us.
-            if let Err(error) = blocking(move || stamp.remember(id, point)).await {
-                tracing::debug!(error = error.chain(), "the disk will be read whole again");
-            }
-        }
+        remember(repository, stamps, point).await;
     }
     Ok(RunningSummary {
         backup: summary,
