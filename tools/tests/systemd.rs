@@ -14,6 +14,8 @@
 mod container;
 #[path = "systemd/frozen.rs"]
 mod frozen;
+#[path = "systemd/libvirt.rs"]
+mod libvirt;
 mod site;
 
 use assert_cmd::Command;
@@ -88,7 +90,7 @@ fn installed_in_a_real_systemd() {
         std::fs::create_dir(site.path(folder)).unwrap();
     }
     let package = package(&site);
-    let container = Container::boot(&site.path(""), &[]);
+    let container = Container::boot("debian", &site.path(""), &[]);
     install(&container, &package);
     configure(&container, &site);
     start(&container);

@@ -184,7 +184,7 @@ pub fn select(settings: &Settings, domains: &Domains) -> Selection {
                         selection.is_partial = true;
                         selection.remarks.push(format!(
                             "libvirt's machines are those of before: {}",
-                            error.chain()
+                            with_advice(&error)
                         ));
                     }
                     all
@@ -197,7 +197,7 @@ pub fn select(settings: &Settings, domains: &Domains) -> Selection {
                         selection.is_partial = true;
                         selection.remarks.push(format!(
                             "what machines are tagged with is known of before only: {}",
-                            error.chain()
+                            with_advice(&error)
                         ));
                     }
                     all = tagged;
@@ -352,6 +352,13 @@ fn name_by(template: &str, image: &Path) -> Option<String> {
             .replace("{stem}", &stem)
             .replace("{folder}", &folder),
     )
+}
+
+fn with_advice(error: &Error) -> String {
+    match error.advice() {
+        Some(advice) => format!("{}; {advice}", error.chain()),
+        None => error.chain(),
+    }
 }
 
 #[cfg(test)]

@@ -27,11 +27,13 @@ use tokio::process::Command;
 
 /// How long a call may take. libvirt waits 30 s itself for a domain that somebody else is changing.
 const CALL_TIME_MAX: Duration = Duration::from_secs(60);
+/// The daemon that runs a host's machines.
+const HOST: &str = "qemu:///system";
 /// What is read of an answer, in bytes.
 const ANSWER_BYTES_MAX: u64 = 16 << 20;
 
 /// A libvirt daemon.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Libvirt {
     uri: Option<String>,
 }
@@ -46,9 +48,12 @@ pub struct DomainName {
 }
 
 impl Libvirt {
-    /// The daemon at `uri`, or the one that `virsh` takes by itself.
+    /// The daemon at `uri`, or that which `LIBVIRT_DEFAULT_URI` names, or the host's: never one of the
+    /// user's own, though `virsh` takes that by itself for those who are not root.
     pub fn new(uri: Option<String>) -> Self {
-        Self { uri }
+        let is_named = std::env::var_os("LIBVIRT_DEFAULT_URI").is_some();
+        let host = (!is_named).then(|| HOST.to_owned());
+        Self { uri: uri.or(host) }
     }
 
     /// The daemon that was named.
@@ -260,6 +265,13 @@ async fn read(pipe: Option<impl AsyncRead + Unpin>) -> String {
 
 /// What libvirt's message says about what to do.
 fn refused(what: &str, complained: &str) -> Error {
+    let said = complained.replace("error: ", "").replace('\n', "; ");
+    // Of who is not let in it is said too that there is no connection.
+    if complained.contains("authentication") || complained.contains("access denied") {
+        return Error::new(Kind::Denied, format!("{what} failed: {said}")).advise(
+            "libvirt must let this user in: make it a member of the group libvirt (`usermod --append --groups libvirt USER`), and start anew",
+        );
+    }
     let kind = if [
         "failed to connect",
         "Connection refused",
@@ -269,8 +281,6 @@ fn refused(what: &str, complained: &str) -> Error {
     .any(|text| complained.contains(text))
     {
         Kind::Unavailable
-    } else if complained.contains("authentication") || complained.contains("access denied") {
-        Kind::Denied
     } else if complained.contains("no domain with matching") {
         Kind::Missing
     } else if complained.contains("Timed out during operation") {
@@ -278,7 +288,6 @@ fn refused(what: &str, complained: &str) -> Error {
     } else {
         Kind::Io
     };
-    let said = complained.replace("error: ", "").replace('\n', "; ");
     Error::new(kind, format!("{what} failed: {said}"))
 }
 
@@ -317,5 +326,10 @@ mod tests {
             Kind::Missing
         );
         assert_eq!(kind("error: internal error: something"), Kind::Io);
+        let denied = "error: failed to connect to the hypervisor\nerror: authentication unavailable: \
+                      no polkit agent available to authenticate action 'org.libvirt.unix.manage'";
+        let denied = refused("virsh list", denied);
+        assert_eq!(denied.kind(), Kind::Denied);
+        assert!(denied.advice().unwrap().contains("group libvirt"));
     }
 }

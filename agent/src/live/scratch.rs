@@ -34,6 +34,10 @@ pub(super) struct Scratch {
     files: Vec<Part>,
 }
 
+/// What to do where there is no folder.
+pub(super) const NEEDED: &str =
+    "make it, open to this program, or name another: --scratch DIR, or service.scratch_dir";
+
 #[derive(Debug)]
 struct Part {
     file: File,
@@ -65,6 +69,7 @@ impl Scratch {
                 ),
                 error,
             )
+            .advise(NEEDED)
         })?;
         match scratch.lacking(&folder)? {
             None => Ok(scratch),

@@ -4,6 +4,8 @@
 //! through its namespaces, so that a test can look at each of their ends.
 
 use crate::site::Run;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -20,11 +22,11 @@ pub(crate) struct Container {
 }
 
 impl Container {
-    /// Boots; `shared` is the folder that both sides see, and `alike` are those that both see at the same
-    /// path.
+    /// Boots the lab's root of that name; `shared` is the folder that both sides see, and `alike` are those
+    /// that both see at the same path.
     #[track_caller]
-    pub(crate) fn boot(shared: &Path, alike: &[&Path]) -> Self {
-        let root = lab().join("debian");
+    pub(crate) fn boot(root: &str, shared: &Path, alike: &[&Path]) -> Self {
+        let root = lab().join(root);
         assert!(
             root.join("usr/lib/systemd/systemd").exists(),
             "there is no Debian in {}: run tools/test as root, which installs it",
@@ -135,9 +137,12 @@ impl Container {
 
 impl Drop for Container {
     fn drop(&mut self) {
-        // Its init dies with it.
-        let _ = self.nspawn.kill();
-        let _ = self.nspawn.wait();
+        // All that is in it dies with its init, and nspawn ends after that; the other way round it lives on.
+        if let Ok(None) = self.nspawn.try_wait() {
+            let init = Pid::from_raw(self.init.parse().unwrap());
+            let _ = kill(init, Signal::SIGKILL);
+            let _ = self.nspawn.wait();
+        }
     }
 }
 

@@ -59,7 +59,7 @@ fn a_guest_that_a_killed_service_left_frozen_is_thawed() {
         .tempdir_in("/run")
         .unwrap();
     let package = package(&site);
-    let container = Container::boot(&site.path(""), &[sockets.path()]);
+    let container = Container::boot("debian", &site.path(""), &[sockets.path()]);
     container.says(&["dpkg", "--install", &package]);
     let mut guest = start_guest(&site, &container, sockets.path());
     let door = Door::before(&guest.monitor(), sockets.path());

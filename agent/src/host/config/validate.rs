@@ -33,7 +33,8 @@ use std::time::Duration;
 const STATE_DIR: &str = "/var/lib/tidegate";
 const CACHE_DIR: &str = "/var/cache/tidegate";
 const SOCKET_GROUP: &str = "tidegate";
-const SCRATCH_DIR: &str = "/var/tmp";
+/// The package makes it: not below `/var/tmp`, where a confined service sees its own and QEMU another.
+const SCRATCH_DIR: &str = "/var/lib/tidegate-scratch";
 const SCRATCH_MIB: RangeInclusive<u64> = 16..=1 << 30;
 const SCRATCH_MIB_DEFAULT: u64 = 10 << 10;
 const SCRATCH_RESERVE_MIB: RangeInclusive<u64> = 1..=1 << 30;

@@ -5,7 +5,7 @@
 //! open to all and protected by its name, which nobody can list and nobody guess.
 
 use crate::error::{Error, Kind, Result};
-use crate::live::scratch::{SCRATCH_BYTES_MIN, ScratchSettings, lacking, no_space};
+use crate::live::scratch::{NEEDED, SCRATCH_BYTES_MIN, ScratchSettings, lacking, no_space};
 use std::fs::File;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::PathBuf;
@@ -54,7 +54,8 @@ impl Shared {
             )
             .advise("name a folder with a shorter path: --scratch DIR, or service.scratch_dir"));
         }
-        let cannot = |error| Error::io(format!("cannot make {}", parent.display()), error);
+        let cannot =
+            |error| Error::io(format!("cannot make {}", parent.display()), error).advise(NEEDED);
         match std::fs::create_dir(&parent) {
             Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
                 return Err(cannot(error));
