@@ -93,6 +93,13 @@ fn units_and_defaults_of_the_programs_agree() {
     let runtime = below("/run", &values(HOST, "RuntimeDirectory")[0]);
     assert_eq!(settings.service.socket.parent(), Some(runtime[0].as_path()));
     assert_eq!(values(HOST, "Group"), [settings.service.socket_group]);
+    let scratch = settings.service.scratch.folder;
+    assert_eq!(
+        values(HOST, "ReadWritePaths"),
+        [format!("-{}", scratch.display())]
+    );
+    let made = format!("d {} 0711 tidegate tidegate\n", scratch.display());
+    assert!(read("tmpfiles.d/tidegate.conf").contains(&made));
 
     let least =
         "fleet = '/f'\nauthority_key = '/k'\n[repository.main]\nlocation = '/r'\nkey = '/m'";
