@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
 use tidegate_agent::progress::Progress;
-use tidegate_agent::recover::{VerifySettings, verify};
+use tidegate_agent::recover::{VerifySettings, restore_plan, verify};
 use tidegate_agent::replicate::{BackupRequest, BackupSettings, BackupSummary, Mode, backup};
 use tidegate_agent::repository::{BundleSettings, Bundled, Merged, Point, Repository};
 use tidegate_agent::store::fault::{Fault, FaultStore, Operation};
@@ -341,6 +341,59 @@ async fn a_bundle_that_did_not_arrive_whole_is_not_the_only_copy() {
     quick
         .assert_whole_anew("the bundle is gone, the packs are not")
         .await;
+}
+
+/// Requests are what a restore waits for: packs that lie together come together. Each is still judged by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bundle_is_read_in_one_piece_and_its_damage_is_that_of_one_pack() {
+    let quick = Quick::new().await;
+    let before = quick.packs().await;
+    let mut data = None;
+    for pack in &before {
+        let bytes = quick.lab.store.size(&pack.object_key()).await.unwrap();
+        // With the 9000 bytes of a cycle.
+        if (9000..100 * KIB).contains(&bytes.unwrap()) {
+            data = Some(*pack);
+        }
+    }
+    let own = cache();
+    let keeper = quick.keeper(own.path()).await;
+    put_together(&keeper).await.unwrap();
+    let bundle = bundle_of(&quick, &before).await;
+    put_together(&keeper).await.unwrap();
+
+    let new = cache();
+    let anew = quick.lab.try_open(new.path()).await.unwrap();
+    let points = anew.points(None).unwrap();
+    let last = points.last().unwrap();
+    let plan = restore_plan(&anew, last.disk(None).unwrap()).await.unwrap();
+    // The first backup's own pack, and the bundle.
+    assert_eq!((plan.packs, plan.requests), (CYCLES + 1, 2), "{plan:?}");
+    quick.lab.calls.clear_calls();
+    let disk = last.disk(None).unwrap();
+    let target = MemoryTarget::holding(vec![0; 4 << 20], true);
+    let done = restore(&anew, disk, target.clone()).await.unwrap();
+    assert!(target.content() == *quick.points.last().unwrap());
+    assert_eq!(done.fetched_bytes, plan.fetched_bytes);
+    let calls = quick.lab.calls.calls();
+    let read = only(&calls, Operation::Get);
+    let key = bundle.object_key();
+    assert_eq!(read.iter().filter(|call| call.key == key).count(), 1);
+
+    let pack = data.unwrap();
+    let (_, place) = keeper.catalogue().bundled(pack).unwrap().unwrap();
+    let mut bytes = quick.lab.store.get(&key, u64::MAX).await.unwrap().to_vec();
+    bytes[usize::try_from(place.end - 100).unwrap()] ^= 1;
+    quick.lab.store.delete(&key).await.unwrap();
+    quick.lab.store.create(&key, bytes.into()).await.unwrap();
+    let stop = CancellationToken::new();
+    let settings = VerifySettings::default();
+    let report = verify(&anew, &points, &settings, Arc::default(), stop)
+        .await
+        .unwrap();
+    assert_eq!(report.damages.len(), 1, "{report:?}");
+    assert_eq!(report.damages[0].object, pack.object_key(), "{report:?}");
+    assert!(content(&anew, &points[0]).await == quick.points[0]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

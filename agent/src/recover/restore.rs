@@ -4,7 +4,7 @@ use super::wants::{Stretch, Walk};
 use crate::blocking::blocking;
 use crate::error::{Error, Kind, Result};
 use crate::progress::Progress;
-use crate::repository::fetch::{FetchSettings, Sink, Want, plan_reads};
+use crate::repository::fetch::{FetchSettings, Sink, Want};
 use crate::repository::{PointDisk, Repository, local_denied};
 use crate::target::Target;
 use serde::Serialize;
@@ -198,10 +198,10 @@ pub async fn restore_plan(repository: &Arc<Repository>, disk: &PointDisk) -> Res
             .iter()
             .map(|want| u64::from(want.length))
             .sum::<u64>();
-        for read in plan_reads(&mut stretch.wants) {
-            plan.fetched_bytes += read.range.end - read.range.start;
+        for haul in repository.plan_hauls(&mut stretch.wants).await? {
+            plan.fetched_bytes += haul.range.end - haul.range.start;
             plan.requests += 1;
-            packs.insert(read.pack);
+            packs.extend(haul.reads.iter().map(|(_, read)| read.pack));
         }
     }
     plan.packs = packs.len() as u64;

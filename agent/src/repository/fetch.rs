@@ -1,140 +1,29 @@
 //! Ranged reads of data packs: planned, fetched, opened and checked.
 //!
-//! Pure planning first ([`plan_reads`]): which ranges of which packs, in pack order, with small gaps
-//! read over rather than asked around. Then [`Repository::fetch`]: many reads in flight, every chunk
-//! checked against its id before anybody sees a byte of it. A location is a hint: where it is stale,
-//! the chunk index is asked.
+//! First it is planned which ranges of which objects. Then [`Repository::fetch`]: many requests in flight,
+//! every chunk checked against its id before anybody sees a byte of it. A location is a hint: where it is
+//! stale, the chunk index is asked.
 
+mod plan;
+
+use plan::Read;
+pub use plan::{Haul, READ_BYTES_MAX, Want};
+
+use super::packs::is_gone;
 use super::{Repository, local_denied};
 use crate::blocking::blocking;
 use crate::error::{Error, Kind, Result};
 use bytes::Bytes;
 use futures::{StreamExt, stream};
 use quick_cache::sync::Cache;
-use std::collections::HashMap;
-use std::ops::Range;
+use std::collections::{HashMap, HashSet};
+
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use tidegate_protocol::frame::FrameOpener;
 use tidegate_protocol::ids::{ChunkId, PackId};
 use tidegate_protocol::keys::ChunkNamer;
 use tidegate_protocol::pack::{FramesKey, HEADER_BYTES_MAX, Location, PackHeader};
 use tokio_util::sync::CancellationToken;
-
-/// Largest range of one read: large enough that the request's own cost does not count, small enough
-/// that several fit into memory.
-pub const READ_BYTES_MAX: u64 = 16 << 20;
-
-/// Bytes that are read for nothing rather than to send another request: what a line of 100 MB/s
-/// moves in 5 ms.
-const GAP_BYTES: u64 = 512 << 10;
-
-/// Beyond one request a pack, another is allowed for each such stretch: the cost that is promised.
-const STRETCH_BYTES: u64 = 8 << 20;
-
-/// Part of a chunk that somebody wants.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Want {
-    /// Where it goes on the disk, in bytes.
-    pub disk_offset: u64,
-    /// Its length in bytes.
-    pub length: u32,
-    /// The chunk.
-    pub chunk: ChunkId,
-    /// Where it begins in the chunk, in bytes.
-    pub offset: u32,
-    /// Where the chunk lies.
-    pub location: Location,
-}
-
-impl Want {
-    /// Where the wanted part lies in the frame's raw content.
-    fn place_in_frame(&self) -> Range<usize> {
-        let start = self.location.offset_in_frame as usize + self.offset as usize;
-        start..start + self.length as usize
-    }
-}
-
-/// One ranged read.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Read {
-    /// The pack.
-    pub pack: PackId,
-    /// The range of its bytes.
-    pub range: Range<u64>,
-    /// The wants that it serves, as a range of the sorted list.
-    pub wants: Range<usize>,
-}
-
-/// Sorts `wants` by pack and place, and plans the reads that serve them.
-pub fn plan_reads(wants: &mut [Want]) -> Vec<Read> {
-    wants.sort_unstable_by_key(|want| {
-        let at = &want.location;
-        (
-            at.pack,
-            at.frame_offset,
-            at.offset_in_frame,
-            want.disk_offset,
-        )
-    });
-    let mut reads = Vec::new();
-    let mut start = 0;
-    for group in wants.chunk_by(|a, b| a.location.pack == b.location.pack) {
-        plan_pack(group, start, &mut reads);
-        start += group.len();
-    }
-    reads
-}
-
-fn plan_pack(group: &[Want], first: usize, reads: &mut Vec<Read>) {
-    let Some(last) = group.last() else { return };
-    let before = reads.len();
-    let mut gap = GAP_BYTES;
-    loop {
-        plan_with_gap(group, first, gap, reads);
-        let allowed = 1 + last.location.frame_range().end / STRETCH_BYTES;
-        // The pack's key takes a request of its own where the first read does not bring it.
-        let apart = reads.get(before).is_some_and(|read| read.range.start > 0);
-        let used = (reads.len() - before) as u64 + u64::from(apart);
-        if used <= allowed || gap > READ_BYTES_MAX {
-            return;
-        }
-        // Scattered wants, or far from the key: fewer, longer reads.
-        reads.truncate(before);
-        gap *= 2;
-    }
-}
-
-fn plan_with_gap(group: &[Want], first: usize, gap: u64, reads: &mut Vec<Read>) {
-    let mut open: Option<Read> = None;
-    for (number, want) in (first..).zip(group) {
-        let frame = want.location.frame_range();
-        match &mut open {
-            Some(read)
-                if frame.start <= read.range.end.saturating_add(gap)
-                    && frame.end.max(read.range.end) - read.range.start <= READ_BYTES_MAX =>
-            {
-                read.range.end = read.range.end.max(frame.end);
-                read.wants.end = number + 1;
-            }
-            _ => {
-                reads.extend(open.take());
-                // The pack's header has its key: take it along where it is near.
-                let near = frame.start <= gap && frame.end <= READ_BYTES_MAX;
-                let start = if number == first && near {
-                    0
-                } else {
-                    frame.start
-                };
-                open = Some(Read {
-                    pack: want.location.pack,
-                    range: start..frame.end,
-                    wants: number..number + 1,
-                });
-            }
-        }
-    }
-    reads.extend(open);
-}
 
 /// What takes fetched bytes: blocking, called from several threads at once. It is given wants that
 /// follow each other on the disk, and their bytes together.
@@ -169,6 +58,17 @@ pub struct FetchSettings {
 }
 
 impl Repository {
+    /// Sorts `wants`, and plans the requests that serve them, by what is known of bundles.
+    ///
+    /// # Errors
+    /// As the local state.
+    pub async fn plan_hauls(&self, wants: &mut [Want]) -> Result<Vec<Haul>> {
+        let reads = plan::plan_reads(wants);
+        let packs: HashSet<PackId> = reads.iter().map(|read| read.pack).collect();
+        let places = self.bundled_of(packs.into_iter().collect()).await?;
+        Ok(plan::join(reads, &places.into_iter().collect()))
+    }
+
     /// Fetches what is wanted and hands it, checked, to `sink`. Returns the bytes fetched.
     pub async fn fetch(
         self: &Arc<Self>,
@@ -184,14 +84,14 @@ impl Repository {
         self.keys
             .data_private()
             .map_err(|error| local_denied(&error))?;
-        let reads = plan_reads(&mut wants);
+        let hauls = self.plan_hauls(&mut wants).await?;
         let wants: Arc<[Want]> = wants.into();
         // Nothing may be handed to the sink once this has returned: when one read fails, the others
         // are told to end, and waited for.
         let halt = stop.child_token();
-        let mut tasks = stream::iter(reads)
+        let mut tasks = stream::iter(hauls)
             .take_until(halt.clone().cancelled_owned())
-            .map(|read| {
+            .map(|haul| {
                 let serving = Serving {
                     repository: Arc::clone(self),
                     wants: Arc::clone(&wants),
@@ -200,7 +100,7 @@ impl Repository {
                     halt: halt.clone(),
                 };
                 // A task of its own: fetching and opening go on together.
-                let task = tokio::spawn(serving.serve(read));
+                let task = tokio::spawn(serving.haul(haul));
                 async move {
                     task.await.unwrap_or_else(|error| {
                         Err(Error::new(Kind::Bug, "a fetching task broke down").caused_by(error))
@@ -248,7 +148,7 @@ impl Repository {
     }
 }
 
-/// One read of a fetch under way.
+/// One request of a fetch under way.
 struct Serving {
     repository: Arc<Repository>,
     wants: Arc<[Want]>,
@@ -258,14 +158,49 @@ struct Serving {
 }
 
 impl Serving {
-    async fn serve(self, read: Read) -> Result<u64> {
+    async fn haul(self, haul: Haul) -> Result<u64> {
+        let Haul {
+            object,
+            range,
+            reads,
+        } = haul;
+        // One by itself may have other places, and who reads it knows them.
+        let mut hauled = None;
+        if reads.len() > 1 {
+            let key = object.object_key();
+            let all = tokio::select! {
+                all = self.repository.store.get_range(&key, range) => all,
+                () = self.halt.cancelled() => return Err(interrupted()),
+            };
+            match all {
+                Ok(all) => hauled = Some(all),
+                Err(error) if is_gone(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let mut fetched = hauled.as_ref().map_or(0, |all| all.len() as u64);
+        for (at, read) in reads {
+            let bytes = hauled.as_ref().map(|all| {
+                let start = usize::try_from(at).unwrap_or(usize::MAX).min(all.len());
+                let length =
+                    usize::try_from(read.range.end - read.range.start).unwrap_or(usize::MAX);
+                all.slice(start..start.saturating_add(length).min(all.len()))
+            });
+            fetched += self.serve(read, bytes).await?;
+        }
+        Ok(fetched)
+    }
+
+    /// Serves the wants of a read, of which the `hauled` bytes may be there already. Returns the bytes fetched
+    /// besides.
+    async fn serve(&self, read: Read, hauled: Option<Bytes>) -> Result<u64> {
         let own = self
             .wants
             .get(read.wants.clone())
             .unwrap_or_default()
             .to_vec();
         let mut fetched = 0;
-        let (failed, cause) = match self.read_and_open(&read, own.clone()).await {
+        let (failed, cause) = match self.read_and_open(&read, hauled, own.clone()).await {
             Ok((bytes, None)) => return Ok(bytes),
             Ok((bytes, Some(failed))) => {
                 fetched += bytes;
@@ -288,9 +223,9 @@ impl Serving {
             };
             tracing::info!(pack = %read.pack, chunks = moved.len(), "a location was stale: the index knows others");
             left.clear();
-            for read in plan_reads(&mut moved) {
+            for read in plan::plan_reads(&mut moved) {
                 let own = moved.get(read.wants.clone()).unwrap_or_default().to_vec();
-                match self.read_and_open(&read, own.clone()).await {
+                match self.read_and_open(&read, None, own.clone()).await {
                     Ok((bytes, failed)) => {
                         fetched += bytes;
                         left.extend(failed.into_iter().flat_map(|(wants, _)| wants));
@@ -328,19 +263,26 @@ impl Serving {
         .await
     }
 
-    /// Reads one range and serves its wants. Those whose frame does not open or whose chunk has
+    /// Reads one range, unless it is `hauled` already, and serves its wants. Those whose frame does not open or whose chunk has
     /// another hash come back, with the reason.
     async fn read_and_open(
         &self,
         read: &Read,
+        hauled: Option<Bytes>,
         wants: Vec<Want>,
     ) -> Result<(u64, Option<(Vec<Want>, Error)>)> {
         let object_key = read.pack.object_key();
+        let mut fetched = 0;
         let reading = async {
-            let bytes = self
-                .repository
-                .read_pack(read.pack, read.range.clone())
-                .await?;
+            let bytes = match hauled {
+                Some(bytes) => bytes,
+                None => {
+                    let range = read.range.clone();
+                    let bytes = self.repository.read_pack(read.pack, range).await?;
+                    fetched = bytes.len() as u64;
+                    bytes
+                }
+            };
             let header = (read.range.start == 0).then(|| bytes.clone());
             let key = self.repository.pack_key(read.pack, header).await?;
             Ok::<_, Error>((bytes, key))
@@ -349,7 +291,6 @@ impl Serving {
             read = reading => read?,
             () = self.halt.cancelled() => return Err(interrupted()),
         };
-        let fetched = bytes.len() as u64;
         let opening = Opening {
             start: read.range.start,
             bytes,

@@ -145,6 +145,6 @@ fn is_missing(read: &Result<Bytes>) -> bool {
 }
 
 /// Missing, or shorter than it should be.
-fn is_gone(error: &Error) -> bool {
+pub(super) fn is_gone(error: &Error) -> bool {
     matches!(error.kind(), Kind::Missing | Kind::Corrupt)
 }
