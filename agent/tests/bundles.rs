@@ -23,6 +23,7 @@ use tidegate_agent::progress::Progress;
 use tidegate_agent::recover::{VerifySettings, restore_plan, verify};
 use tidegate_agent::replicate::{BackupRequest, BackupSettings, BackupSummary, Mode, backup};
 use tidegate_agent::repository::{BundleSettings, Bundled, Merged, Point, Repository};
+use tidegate_agent::store::Created;
 use tidegate_agent::store::fault::{Fault, FaultStore, Operation};
 use tidegate_agent::{Error, Kind, Result};
 use tidegate_protocol::ids::PackId;
@@ -385,7 +386,8 @@ async fn a_bundle_is_read_in_one_piece_and_its_damage_is_that_of_one_pack() {
     let mut bytes = quick.lab.store.get(&key, u64::MAX).await.unwrap().to_vec();
     bytes[usize::try_from(place.end - 100).unwrap()] ^= 1;
     quick.lab.store.delete(&key).await.unwrap();
-    quick.lab.store.create(&key, bytes.into()).await.unwrap();
+    let created = quick.lab.store.create(&key, bytes.into()).await.unwrap();
+    assert_eq!(created, Created::New);
     let stop = CancellationToken::new();
     let settings = VerifySettings::default();
     let report = verify(&anew, &points, &settings, Arc::default(), stop)
