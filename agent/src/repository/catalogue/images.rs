@@ -1,5 +1,5 @@
-//! Which image of this host is the content of which disk at which point. Not from the log, and not for
-//! anything that must be right: where nothing is remembered, all is read.
+//! Which image of this host is the content of which disk at which point. Not from the log, and not
+//! needed: where nothing is remembered, all is read.
 
 use super::Catalogue;
 use crate::error::Result;

@@ -2,17 +2,18 @@
 //! below it: external snapshots of libvirt, `qemu-img create -b`, `blockdev-snapshot`.
 //!
 //! Not a tracker: which bytes changed since a point is told by the images that they stand in. Which disk of
-//! which point an image is the content of is remembered by who asks, with a seal: names by inode, sizes
-//! and times of last writing of this file and of all below it. The invariant: what was written to
-//! after its point was made, by whatever, is not believed; then all is read and compared, and why is said.
+//! which point an image is the content of is remembered by who asks, with a seal of inodes, sizes and times
+//! of last writing, of this file and of all below it. The invariant: what was written to after its point
+//! was made, by whatever, is not believed; then all is read and compared, and why is said.
 
 use super::graph::{Graph, Layer, Reach};
 use super::{Changes, Image, OpenSettings, serve};
 use crate::error::{Error, Kind, Result};
 use crate::format::Format;
 use crate::source::{RawSource, Source, SourceReader, Tracking, WithoutTracking};
+use std::fs::File;
 use std::ops::Range;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,11 +25,11 @@ const TICK: Duration = Duration::from_millis(20);
 /// What is remembered of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Remembered {
-    /// The disk whose content it is,
+    /// The disk whose content it is.
     pub disk: String,
-    /// at this point.
+    /// The point at which it is.
     pub point: PointId,
-    /// Its state then.
+    /// What its files were like then.
     pub seal: [u8; 32],
 }
 
@@ -282,7 +283,13 @@ fn seal(layers: &[Vec<PathBuf>]) -> Result<Option<[u8; 32]>> {
     for files in layers {
         hasher.update(&(files.len() as u64).to_le_bytes());
         for file in files {
-            let found = std::fs::metadata(file)
+            // Opening makes a file system of the network ask its server, in place of its own memory (nfs(5),
+            // close-to-open). What has become a pipe meanwhile holds nobody up.
+            let found = File::options()
+                .read(true)
+                .custom_flags(libc::O_NONBLOCK)
+                .open(file)
+                .and_then(|file| file.metadata())
                 .map_err(|error| Error::io(format!("cannot look at {}", file.display()), error))?;
             if found.file_type().is_block_device() {
                 return Ok(None);
