@@ -167,7 +167,7 @@ impl Client {
     ///
     /// # Errors
     /// [`Kind::Missing`] when there is no socket or no such export, [`Kind::Unavailable`] when the
-    /// server is silent or does not keep to the protocol.
+    /// server has ended, is silent or does not keep to the protocol.
     pub fn connect(socket: &Path, export: &str, name: &str) -> Result<Self> {
         Self::negotiate(open(socket, name)?, export, name)
     }
@@ -553,10 +553,19 @@ impl Waiting {
 
 fn open(socket: &Path, name: &str) -> Result<UnixStream> {
     UnixStream::connect(socket).map_err(|error| {
-        Error::io(
-            format!("cannot connect to {} for {name}", socket.display()),
-            error,
-        )
+        let socket = socket.display();
+        match error.kind() {
+            // The socket is there: who listened to it has ended.
+            std::io::ErrorKind::ConnectionRefused => Error::new(
+                Kind::Unavailable,
+                format!("the NBD server at {socket} for {name} has ended"),
+            )
+            .caused_by(error),
+            _ => Error::io(
+                format!("cannot connect to the NBD server at {socket} for {name}"),
+                error,
+            ),
+        }
     })
 }
 

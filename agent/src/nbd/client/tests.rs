@@ -157,6 +157,18 @@ fn assert_silent(error: &Error) {
 }
 
 #[test]
+fn a_server_that_has_ended_may_be_back_later() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("nbd");
+    drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+    let error = Client::connect(&socket, "", "the disk").unwrap_err();
+    assert_eq!(error.kind(), Kind::Unavailable, "{error}");
+    std::fs::remove_file(&socket).unwrap();
+    let error = Client::connect(&socket, "", "the disk").unwrap_err();
+    assert_eq!(error.kind(), Kind::Missing, "{error}");
+}
+
+#[test]
 fn a_negotiation_in_drops_ends() {
     let head = encode_option_reply(option::STRUCTURED_REPLY, reply::ACK, &[0; 9000]);
     let begun = [encode_greeting(3), head[..20].to_vec()].concat();
